@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The pure half of the daemon: measurements and time in, a [`Snapshot`] out.
+//!
+//! No clock, no IO, no async, no logs: live operation, replay and tests run the same code. It is
+//! not the place for reading the kernel (daemon `source`) or for formats (daemon `exporter`).
+//! Start with [`State::step`].
+#![forbid(unsafe_code)]
+
+mod histogram;
+mod measurement;
+mod series;
+mod snapshot;
+
+pub use histogram::{lower_seconds, upper_seconds, Histogram, Quantile};
+pub use measurement::{
+    Accounting, Cost, Culprit, Lost, Measurements, Outlier, ProbeReading, ProbeState, RowReading, TargetReading,
+};
+pub use series::State;
+pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, Window, WINDOWS};
