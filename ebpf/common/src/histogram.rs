@@ -17,6 +17,8 @@ pub const FIRST_INDEX: i32 = -384;
 pub const FINE: usize = 496;
 /// Cells of a histogram: below the range, the fine buckets, above the range.
 pub const SLOTS: usize = FINE + 2;
+/// Room for cells in the kernel's histograms: a power of two, so that a masked index is always inside.
+pub const CELLS: usize = 512;
 /// Cell of what is not above 2^-24 s: the zero bucket of OTLP and Prometheus.
 pub const SLOT_ZERO: usize = 0;
 /// Cell of what is above 128 s.
@@ -91,6 +93,8 @@ pub fn slot(ns: u64) -> u32 {
     }
 }
 
+const _: () = assert!(SLOTS <= CELLS && CELLS.is_power_of_two());
+
 /// OTLP index of a fine cell: bucket (2^(i/16), 2^((i+1)/16)]. Prometheus' index is one higher.
 /// `None` for the two cells at the ends.
 pub fn otlp_index(slot: usize) -> Option<i32> {
@@ -126,12 +130,20 @@ mod tests {
                 assert_eq!(slot(bound as u64 + 1), cell + 1, "1 ns above bound {index}");
             } else {
                 assert_eq!(slot(bound.floor() as u64), cell, "just below bound {index}");
-                assert_eq!(slot(bound.floor() as u64 + 1), cell + 1, "just above bound {index}");
+                assert_eq!(
+                    slot(bound.floor() as u64 + 1),
+                    cell + 1,
+                    "just above bound {index}"
+                );
             }
             // One nanosecond below the last value of the bucket it is still the same bucket, from
             // where buckets are wider than two nanoseconds.
             if bound > 100.0 {
-                assert_eq!(slot(bound.floor() as u64 - 1), cell, "1 ns below bound {index}");
+                assert_eq!(
+                    slot(bound.floor() as u64 - 1),
+                    cell,
+                    "1 ns below bound {index}"
+                );
             }
             checked += 1;
         }

@@ -3,7 +3,7 @@
 //! Times are nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`). Names of threads (`comm`) are
 //! 16 bytes, NUL-padded, and not always UTF-8.
 
-use crate::histogram::SLOTS;
+use crate::histogram::CELLS;
 
 /// Targets at most.
 pub const MAX_TARGETS: usize = 16;
@@ -16,8 +16,9 @@ pub const MAX_HOOKS: usize = 32;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Row {
-    /// `counts[s]`: observations in cell `s` of [`crate::histogram::slot`]; wraps at 2^32.
-    pub counts: [u32; SLOTS],
+    /// `counts[s]`: observations in cell `s` of [`crate::histogram::slot`]; wraps at 2^32. What is
+    /// beyond [`crate::histogram::SLOTS`] stays 0.
+    pub counts: [u32; CELLS],
     /// Sum of all observations, ns.
     pub sum_ns: u64,
     /// `max[e & 1]`: the largest observation of reading period `e`.
@@ -76,7 +77,7 @@ pub struct Work {
 /// One run in this many times itself.
 pub const TIMED_ONE_IN: u64 = 1024;
 
-/// State and counters of one CPU: the only element of the per-CPU map `CPUS`.
+/// Counters of one CPU: the only element of the per-CPU map `CPUS`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Cpu {
@@ -84,14 +85,6 @@ pub struct Cpu {
     pub work: [Work; MAX_HOOKS],
     /// `account[p]`: probe `p` of [`crate::catalog::PROBES`].
     pub account: [Account; MAX_PROBES],
-    /// When the hard interrupt that runs now began, 0 outside one.
-    pub irq_start_ns: u64,
-    /// When the softirq that runs now began, 0 outside one.
-    pub softirq_start_ns: u64,
-    /// Hard interrupt time inside that softirq.
-    pub softirq_stolen_ns: u64,
-    /// The label of that softirq, index into [`crate::catalog::INTERRUPTS`].
-    pub softirq_cause: u64,
     /// Token bucket of outlier records: what is left, and when it was last filled.
     pub tokens: u64,
     /// ns
@@ -193,10 +186,10 @@ pub struct Outlier {
 }
 
 const _: () = {
-    assert!(size_of::<Row>() == 2032);
+    assert!(size_of::<Row>() == 2088);
     assert!(size_of::<Account>() == 56);
     assert!(size_of::<Work>() == 24);
-    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 64);
+    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 32);
     assert!(size_of::<Control>() == 144);
     assert!(size_of::<Comm>() == 16);
     assert!(size_of::<Process>() == 8);
