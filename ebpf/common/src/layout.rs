@@ -140,6 +140,7 @@ pub const NO_TARGET: u32 = u32::MAX;
 /// A process came, changed or went. Sent through the ring.
 #[repr(C)]
 #[derive(Clone, Copy)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct Lifecycle {
     /// [`KIND_FORK`], [`KIND_EXEC`] or [`KIND_EXIT`].
     pub kind: u32,
@@ -158,6 +159,7 @@ pub struct Lifecycle {
 /// One observation above its probe's threshold, and what was going on. Sent through the ring.
 #[repr(C)]
 #[derive(Clone, Copy)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct Outlier {
     /// [`KIND_OUTLIER`].
     pub kind: u32,
