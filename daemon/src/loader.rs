@@ -192,6 +192,8 @@ pub struct Maps {
     pub control: Array<MapData, Control>,
     /// Names that make a process a target.
     pub comms: Array<MapData, Comm>,
+    /// When a process last became or ceased to be a target's.
+    pub tagged: Array<MapData, u64>,
     /// Outliers and lifecycle.
     pub ring: RingBuf<MapData>,
     /// Processes of targets.
@@ -275,12 +277,16 @@ fn last_words(error: &ProgramError) -> String {
 }
 
 fn check_memory(rows: &Rows, budget: u64) -> Result<(), LoadError> {
-    let cpus = aya::util::nr_cpus().map_or(1, |cpus| cpus);
-    let (need, arithmetic) = rows.memory(cpus);
+    let (need, arithmetic) = rows.memory(possible_cpus());
     if need > budget {
         return Err(LoadError::TooMuchMemory { need, budget, arithmetic });
     }
     Ok(())
+}
+
+/// CPUs that the kernel makes room for in per-CPU maps, online or not.
+pub fn possible_cpus() -> usize {
+    aya::util::nr_cpus().map_or(1, |cpus| cpus.get() as usize)
 }
 
 /// Creates the maps and sets the globals.
@@ -340,6 +346,7 @@ impl Maps {
             cpus: PerCpuArray::try_from(take("CPUS"))?,
             control: Array::try_from(take("CONTROL"))?,
             comms: Array::try_from(take("COMMS"))?,
+            tagged: Array::try_from(take("TAGGED"))?,
             ring: RingBuf::try_from(take("RING"))?,
             process,
         })

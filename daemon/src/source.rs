@@ -143,7 +143,7 @@ impl Source {
         let facts = Facts {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             object_sha256: loader::OBJECT_SHA256,
-            maps_bytes: loaded.rows.memory(aya::util::nr_cpus().unwrap_or(1)).0,
+            maps_bytes: loaded.rows.memory(loader::possible_cpus()).0,
             programs: loaded.programs().infos(),
             started_in_seconds: 0.0,
         };
@@ -169,6 +169,7 @@ impl Source {
             scanned: Instant::now(),
         };
         source.scan().map_err(SourceError::Proc)?;
+        source.forget();
         source.facts.started_in_seconds = began.elapsed().as_secs_f64();
         Ok(source)
     }
@@ -247,6 +248,13 @@ impl Source {
     fn write_control(&mut self) {
         if let Err(error) = self.loaded.maps.control.set(0, &self.control, 0) {
             warn!(%error, "cannot write the control map");
+        }
+    }
+
+    /// Makes every CPU forget whose task it runs.
+    fn forget(&mut self) {
+        if let Err(error) = self.loaded.maps.tagged.set(0, &clock_ns(ClockId::Monotonic), 0) {
+            warn!(%error, "cannot tell the programs that a process is a target's");
         }
     }
 
@@ -329,6 +337,7 @@ impl Source {
             None => sys::task_storage_clear(map, pidfd.as_fd())
                 .map(|()| self.targets.remove(tgid)),
         };
+        self.forget();
         if let Err(error) = result {
             debug!(tgid, %error, "a process ended before it was marked");
             self.targets.remove(tgid);
@@ -513,7 +522,11 @@ fn name(comm: &[u8; 16]) -> String {
 }
 
 fn process_cpu_ns() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+    clock_ns(ClockId::ProcessCPUTime)
+}
+
+fn clock_ns(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 

@@ -242,7 +242,7 @@ pub const HOOKS: &[Hook] = &[
 ];
 
 /// Programs that say which task belongs to which target; without them nothing is measured.
-pub const IDENTITY_HOOKS: &[&str] = &["task_fork", "task_exec", "task_exit"];
+pub const IDENTITY_HOOKS: &[&str] = &["sched_switch", "task_fork", "task_exec", "task_exit"];
 
 const IRQ_ENTRY: &[&str] = &[
     "irq_handler_entry",

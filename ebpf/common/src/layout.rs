@@ -85,6 +85,8 @@ pub struct Cpu {
     pub work: [Work; MAX_HOOKS],
     /// `account[p]`: probe `p` of [`crate::catalog::PROBES`].
     pub account: [Account; MAX_PROBES],
+    /// Whose task runs now.
+    pub known: Known,
     /// Token bucket of outlier records: what is left, and when it was last filled.
     pub tokens: u64,
     /// ns
@@ -93,6 +95,19 @@ pub struct Cpu {
     pub lost_rate: u64,
     /// Records the ring had no room for.
     pub lost_full: u64,
+}
+
+/// Whose task runs on a CPU. Every switch sets it, so that an event in between only compares.
+///
+/// Valid while the map `TAGGED` is what it was, because a process can become or cease to be a
+/// target's while it runs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Known {
+    /// Value of `TAGGED` at the look-up.
+    pub tagged: u64,
+    /// Index of the target plus one; 0: none, which is also what is true before any look-up.
+    pub target: u64,
 }
 
 /// What the daemon tells the programs while they run: the only element of the map `CONTROL`.
@@ -118,6 +133,7 @@ pub struct Comm {
 /// What is known of a process: task storage `PROCESS` of its group leader.
 #[repr(C)]
 #[derive(Clone, Copy)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct Process {
     /// Index of the target.
     pub target: u32,
@@ -191,7 +207,8 @@ const _: () = {
     assert!(size_of::<Row>() == 2088);
     assert!(size_of::<Account>() == 56);
     assert!(size_of::<Work>() == 24);
-    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 32);
+    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 16 + 32);
+    assert!(size_of::<Known>() == 16);
     assert!(size_of::<Control>() == 144);
     assert!(size_of::<Comm>() == 16);
     assert!(size_of::<Process>() == 8);

@@ -26,8 +26,8 @@ const SOFTIRQ_SYSCALL: u64 = 2;
 /// The running thread, when it is a target's.
 #[inline(always)]
 fn running(cpu: &mut Cpu) -> Option<(Of, &'static mut Thread)> {
+    let target = task::running_target(cpu)?;
     let task = task::current();
-    let target = task::target(task)?;
     let thread = task::thread::<INTERRUPT>(cpu, task)?;
     Some((
         Of {

@@ -20,6 +20,10 @@ pub static CPUS: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
 pub static COMMS: Array<Comm> = Array::with_max_entries(MAX_TARGETS as u32, 0);
+/// When a process last became or ceased to be a target's other than by fork, `CLOCK_MONOTONIC` ns.
+/// Any new value makes every CPU forget whose task it runs.
+#[map]
+pub static TAGGED: Array<u64> = Array::with_max_entries(1, 0);
 /// Outliers and lifecycle only; drained every few milliseconds, without wake-ups.
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);

@@ -34,10 +34,10 @@ pub fn page_fault_kernel(_ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn begin(cpu: &mut Cpu) {
-    let task = task::current();
-    if task::target(task).is_none() {
+    if task::running_target(cpu).is_none() {
         return;
     }
+    let task = task::current();
     let Some(thread) = task::thread::<PAGE_FAULT>(cpu, task) else {
         return;
     };
@@ -59,11 +59,11 @@ pub fn fault_major(_ctx: PerfEventContext) -> i32 {
 
 #[inline(always)]
 fn end(cpu: &mut Cpu, kind: u32) {
-    let task = task::current();
-    let Some(target) = task::target(task) else {
+    let Some(target) = task::running_target(cpu) else {
         return;
     };
     let now = now();
+    let task = task::current();
     let Some(thread) = task::thread::<PAGE_FAULT>(cpu, task) else {
         return;
     };

@@ -52,7 +52,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn switch_out(cpu: &mut Cpu, prev: *const task_struct, runnable: bool) {
-    if task::target(prev).is_none() {
+    if task::running_target(cpu).is_none() {
         return;
     }
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, prev) else {

@@ -26,10 +26,10 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn enter(cpu: &mut Cpu, nr: u64) {
-    let task = task::current();
-    if task::target(task).is_none() {
+    if task::running_target(cpu).is_none() {
         return;
     }
+    let task = task::current();
     let Some(thread) = task::thread::<SYSCALL>(cpu, task) else {
         return;
     };
@@ -47,11 +47,11 @@ pub fn sys_exit(_ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn exit(cpu: &mut Cpu) {
-    let task = task::current();
-    let Some(target) = task::target(task) else {
+    let Some(target) = task::running_target(cpu) else {
         return;
     };
     let now = now();
+    let task = task::current();
     let Some(thread) = task::thread::<SYSCALL>(cpu, task) else {
         return;
     };
