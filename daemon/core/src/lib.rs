@@ -5,14 +5,17 @@
 //! Start with [`State::step`].
 #![forbid(unsafe_code)]
 
+mod governor;
 mod histogram;
 mod measurement;
 mod series;
 mod snapshot;
+mod window;
 
+pub use governor::{Decision, Governor, What, outlier_above_ns};
 pub use histogram::{lower_seconds, upper_seconds, Histogram, Quantile};
 pub use measurement::{
     Accounting, Cost, Culprit, Lost, Measurements, Outlier, ProbeReading, ProbeState, RowReading, TargetReading,
 };
-pub use series::State;
+pub use series::{Now, State};
 pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, Window, WINDOWS};
