@@ -1,4 +1,4 @@
 //! The daemon as a library: what the binary and the tests share.
 
 pub mod config;
-pub mod source;
+pub mod exit;
