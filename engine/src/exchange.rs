@@ -1,0 +1,362 @@
+//! The paper exchange's sockets: one thread that waits on all of them with epoll.
+//!
+//! Bounds: [`MAX_CONNECTIONS`] connections; a connection that has not logged in after
+//! [`LOGIN_TIMEOUT_NS`], does not read what it is sent, or sends what makes no sense is closed.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::time::Timespec;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::now_ns;
+use crate::error::Error;
+use crate::order_entry::{FrameBuffer, Refusal, Request, Response};
+use crate::process::Stop;
+use crate::report::{ExchangeReport, Format, json_line, print, print_text};
+use crate::venue::{Login, Venue};
+
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection must log in within this, in ns.
+const LOGIN_TIMEOUT_NS: u64 = 5_000_000_000;
+
+/// Most bytes that wait for a peer to read, per connection.
+const MAX_UNSENT: usize = 1024 * 1024;
+
+/// Datagrams taken in one go, so that a flood of them does not starve the sessions.
+const DATAGRAMS_AT_ONCE: usize = 64;
+
+/// Longest wait, so that a stop is noticed and silent connections are.
+const WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+/// Epoll's name of the listener; connections have the number of their place.
+const LISTENER: u64 = u64::MAX;
+
+/// Epoll's name of the market data socket.
+const FEED: u64 = u64::MAX - 1;
+
+/// Run the paper exchange: order entry over TCP, matched against the market data it receives.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Where sessions connect; port 0 takes a free one
+    #[arg(
+        long,
+        env = "PAPER_ENGINE_LISTEN",
+        default_value = "127.0.0.1:0",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+    /// Where market data arrives (UDP); port 0 takes a free one
+    #[arg(
+        long,
+        env = "PAPER_ENGINE_FEED",
+        default_value = "127.0.0.1:0",
+        value_name = "ADDRESS"
+    )]
+    pub feed: SocketAddr,
+    /// How to print the report at the end
+    #[arg(long, env = "PAPER_ENGINE_FORMAT", value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// Where the exchange can be reached.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Ready {
+    /// Order entry (TCP).
+    pub listen: SocketAddr,
+    /// Market data (UDP).
+    pub feed: SocketAddr,
+}
+
+/// Runs until told to stop. With `announce` the first line on stdout is [`Ready`] as JSON.
+///
+/// # Errors
+/// When a socket cannot be opened, or waiting for them fails.
+pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Error> {
+    let listener = TcpListener::bind(arguments.listen).map_err(Error::unavailable(format!(
+        "cannot listen for sessions on tcp {}",
+        arguments.listen
+    )))?;
+    let feed = crate::engine::bind_feed(arguments.feed)?;
+    let ready = open(&listener, &feed).map_err(Error::io("cannot set up the sockets"))?;
+    if announce {
+        print_text(&json_line(&ready)?)?;
+    } else {
+        eprintln!(
+            "paper-engine exchange: sessions on tcp {}, market data on udp {}",
+            ready.listen, ready.feed
+        );
+    }
+    let start_ns = now_ns();
+    let mut exchange = Exchange {
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|error| Error::io("cannot create an epoll instance")(error.into()))?,
+        listener,
+        feed,
+        venue: Venue::new(crate::SYMBOL),
+        connections: Vec::new(),
+        outbox: Vec::new(),
+        closed: 0,
+    };
+    exchange
+        .serve(stop)
+        .map_err(Error::io("cannot wait for the sockets"))?;
+    let mut counters = exchange.venue.counters();
+    counters.closed = exchange.closed;
+    let report = ExchangeReport {
+        pid: std::process::id(),
+        elapsed_ns: now_ns() - start_ns,
+        counters,
+    };
+    print(&report, arguments.format)
+}
+
+fn open(listener: &TcpListener, feed: &UdpSocket) -> io::Result<Ready> {
+    listener.set_nonblocking(true)?;
+    feed.set_nonblocking(true)?;
+    Ok(Ready {
+        listen: listener.local_addr()?,
+        feed: feed.local_addr()?,
+    })
+}
+
+struct Exchange {
+    epoll: OwnedFd,
+    listener: TcpListener,
+    feed: UdpSocket,
+    venue: Venue,
+    /// A closed connection leaves its place empty for the next one.
+    connections: Vec<Option<Connection>>,
+    /// Responses of the venue that are not yet with their connection.
+    outbox: Vec<(u32, Response)>,
+    closed: u64,
+}
+
+struct Connection {
+    stream: TcpStream,
+    frames: FrameBuffer,
+    login: Login,
+    since_ns: u64,
+    unsent: Vec<u8>,
+    /// Whether epoll tells when the stream can be written.
+    waits_to_write: bool,
+}
+
+/// A connection is over; its peer may have been told why.
+struct Closed {
+    by_us: bool,
+}
+
+impl Exchange {
+    fn serve(&mut self, stop: &Stop) -> io::Result<()> {
+        for (fd, name) in [(self.listener.as_fd(), LISTENER), (self.feed.as_fd(), FEED)] {
+            epoll::add(&self.epoll, fd, EventData::new_u64(name), EventFlags::IN)?;
+        }
+        let mut events = Vec::with_capacity(MAX_CONNECTIONS + 2);
+        while !stop.is_set() {
+            events.clear();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&WAIT),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    FEED => self.receive(),
+                    at => self.converse(at as usize, event.flags),
+                }
+                self.deliver();
+            }
+            self.close_silent();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let at = match self.connections.iter().position(Option::is_none) {
+                Some(at) => at,
+                None if self.connections.len() < MAX_CONNECTIONS => {
+                    self.connections.push(None);
+                    self.connections.len() - 1
+                }
+                None => {
+                    self.closed += 1;
+                    tell(&stream, Refusal::Full);
+                    continue;
+                }
+            };
+            let ready = stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.set_nodelay(true))
+                .and_then(|()| {
+                    let name = EventData::new_u64(at as u64);
+                    Ok(epoll::add(&self.epoll, &stream, name, EventFlags::IN)?)
+                });
+            if ready.is_ok() {
+                self.connections[at] = Some(Connection {
+                    stream,
+                    frames: FrameBuffer::default(),
+                    login: Login::default(),
+                    since_ns: now_ns(),
+                    unsent: Vec::new(),
+                    waits_to_write: false,
+                });
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut buffer = [0; 2048];
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match self.feed.recv(&mut buffer) {
+                Ok(len) => {
+                    let outbox = &mut self.outbox;
+                    self.venue
+                        .on_datagram(&buffer[..len], now_ns(), |session, response| {
+                            outbox.push((session, response));
+                        });
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn converse(&mut self, at: usize, ready: EventFlags) {
+        let Some(Some(connection)) = self.connections.get_mut(at) else {
+            return;
+        };
+        let mut result = Ok(());
+        if ready.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+            result = connection.read(&mut self.venue, &mut self.outbox);
+        }
+        if ready.contains(EventFlags::OUT) {
+            result = result.and_then(|()| connection.flush());
+        }
+        self.settle(at, result);
+    }
+
+    /// Moves the venue's responses to their connections and writes what can be written.
+    fn deliver(&mut self) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        for (session, response) in outbox.drain(..) {
+            let to = self
+                .connections
+                .iter_mut()
+                .flatten()
+                .find(|connection| connection.login.session == session);
+            if let Some(connection) = to {
+                let frame = response.encode();
+                connection.unsent.extend_from_slice(frame.as_slice());
+            }
+        }
+        self.outbox = outbox;
+        for at in 0..self.connections.len() {
+            if let Some(connection) = &mut self.connections[at]
+                && !connection.unsent.is_empty()
+                && !connection.waits_to_write
+            {
+                let result = connection.flush();
+                self.settle(at, result);
+            }
+        }
+    }
+
+    /// Closes a connection that is over; otherwise asks epoll for what it waits for.
+    fn settle(&mut self, at: usize, result: Result<(), Closed>) {
+        let Some(connection) = &mut self.connections[at] else {
+            return;
+        };
+        let result = result.and_then(|()| {
+            let waits_to_write = !connection.unsent.is_empty();
+            if connection.unsent.len() > MAX_UNSENT {
+                return Err(Closed { by_us: true });
+            }
+            if waits_to_write != connection.waits_to_write {
+                connection.waits_to_write = waits_to_write;
+                let mut flags = EventFlags::IN;
+                flags.set(EventFlags::OUT, waits_to_write);
+                let name = EventData::new_u64(at as u64);
+                epoll::modify(&self.epoll, &connection.stream, name, flags)
+                    .map_err(|_| Closed { by_us: true })?;
+            }
+            Ok(())
+        });
+        if let Err(Closed { by_us }) = result {
+            self.closed += u64::from(by_us);
+            self.venue.on_disconnect(connection.login);
+            // Dropping the stream takes it out of epoll.
+            self.connections[at] = None;
+        }
+    }
+
+    fn close_silent(&mut self) {
+        let now = now_ns();
+        for at in 0..self.connections.len() {
+            if let Some(connection) = &self.connections[at]
+                && connection.login.session == 0
+                && now - connection.since_ns > LOGIN_TIMEOUT_NS
+            {
+                tell(&connection.stream, Refusal::Login);
+                self.settle(at, Err(Closed { by_us: true }));
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn read(&mut self, venue: &mut Venue, outbox: &mut Vec<(u32, Response)>) -> Result<(), Closed> {
+        match self.frames.fill(&mut self.stream) {
+            Ok(0) => return Err(Closed { by_us: false }),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(_) => return Err(Closed { by_us: false }),
+        }
+        loop {
+            let request = match self.frames.next_frame() {
+                Ok(None) => return Ok(()),
+                Ok(Some(body)) => Request::parse(body),
+                Err(error) => Err(error),
+            };
+            let done = request.map_err(|_| Refusal::Malformed).and_then(|request| {
+                venue.on_request(&mut self.login, &request, now_ns(), |session, response| {
+                    outbox.push((session, response));
+                })
+            });
+            if let Err(refusal) = done {
+                tell(&self.stream, refusal);
+                return Err(Closed { by_us: true });
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Closed> {
+        let mut sent = 0;
+        while sent < self.unsent.len() {
+            match self.stream.write(&self.unsent[sent..]) {
+                Ok(len) if len > 0 => sent += len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => return Err(Closed { by_us: false }),
+            }
+        }
+        self.unsent.drain(..sent);
+        Ok(())
+    }
+}
+
+/// Tells a peer why its connection is closed, if it can still be told.
+fn tell(mut stream: &TcpStream, refusal: Refusal) {
+    let _ = stream.write(Response::Refused(refusal).encode().as_slice());
+}

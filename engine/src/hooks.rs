@@ -1,0 +1,24 @@
+//! What an observer of these processes may rely on.
+//!
+//! | Thing | Promise |
+//! |---|---|
+//! | process | the main thread's comm is `paper-engine` in all three processes and in `demo` |
+//! | engine's market data thread | comm [`MD_THREAD`]; receives, decides, sends |
+//! | engine's ack thread | comm [`ACK_THREAD`]; receives what the exchange answers |
+//! | market data in | UDP, `recvfrom`, one datagram a call |
+//! | orders out | TCP with `TCP_NODELAY`, `sendto`, one order a call |
+//! | acks and fills in | TCP, `recvfrom` |
+//! | block mode | `recvfrom` blocks, and returns `EAGAIN` after [`RECEIVE_TIMEOUT`] without data |
+//! | spin mode | `recvfrom` never blocks and returns `EAGAIN` at once when there is no data |
+//! | clock | every stamp is `CLOCK_MONOTONIC` in ns, as `bpf_ktime_get_ns` gives |
+
+use std::time::Duration;
+
+/// Name of the engine's market data thread.
+pub const MD_THREAD: &str = "md";
+
+/// Name of the engine's ack thread.
+pub const ACK_THREAD: &str = "ack";
+
+/// How long a receive call waits in block mode; bounds how late a stop is noticed.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_millis(50);
