@@ -98,7 +98,7 @@ pub struct RunArguments {
     #[arg(
         long,
         env = "PAPER_ENGINE_MAX_POSITION",
-        default_value_t = 50_000,
+        default_value_t = 500_000,
         value_name = "SHARES"
     )]
     pub max_position: u32,

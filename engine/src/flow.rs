@@ -3,7 +3,7 @@
 //! **When.** Messages come in bursts. The gap before a burst is exponential, a burst has
 //! [`BURST_MEAN`] messages on average, and the gaps inside it are log-normal with a median of
 //! 3.5 µs. For such a process the coefficient of variation of the gaps is about
-//! `sqrt(2 * BURST_MEAN - 1)`, 3.4 here. One burst in 250 is a sweep of 60 to 110 messages, so that
+//! `sqrt(2 * BURST_MEAN - 1)`, 3.4 here. One burst in 250 is a sweep of 60 to 90 messages, so that
 //! the fullest millisecond of a long run holds 60 to 130. Both hold up to 5,000 messages/s; above,
 //! the whole time axis is compressed, which keeps the variation and makes milliseconds fuller.
 //!
@@ -23,7 +23,7 @@ use crate::md::Body;
 pub const TICK: u32 = 100;
 
 /// Orders that rest in the generated book once it is warm.
-pub const LIVE: usize = 200;
+pub const LIVE: usize = 100;
 
 /// Messages per burst, on average.
 const BURST_MEAN: f64 = 6.5;
@@ -35,7 +35,7 @@ const SWEEP_ONE_IN: u64 = 250;
 const SWEEP_MIN: u64 = 60;
 
 /// … to this many.
-const SWEEP_MAX: u64 = 110;
+const SWEEP_MAX: u64 = 90;
 
 /// Median gap within a burst, in ns.
 const GAP_MEDIAN_NS: f64 = 3_500.0;
@@ -63,7 +63,7 @@ const ANCHOR: u32 = 1_000_000;
 const ANCHOR_RANGE: u32 = 500;
 
 /// Mean distance of a new order from the anchor, in ticks.
-const DISTANCE_MEAN: u64 = 12;
+const DISTANCE_MEAN: u64 = 5;
 
 /// A message and when it is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

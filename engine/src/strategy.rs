@@ -1,16 +1,13 @@
 //! The trading decision: order book imbalance.
 //!
-//! When much more quantity rests on one side of the top of the book than on the other, the price
-//! tends to move away from that side; the strategy then takes the best price on the thin side. It
-//! is a function of the books it was shown, nothing else: no clock, no randomness.
+//! When clearly more quantity rests at the best bid than at the best ask, the price tends to rise;
+//! the strategy then takes the ask. And the other way round. It is a function of the books it was
+//! shown, nothing else: no clock, no randomness.
 
-use crate::book::{Book, Side};
-
-/// Levels of each side that are weighed.
-const DEPTH: usize = 3;
+use crate::book::{Book, Level, Side};
 
 /// Imbalance in percent from which it trades.
-const THRESHOLD: i64 = 50;
+const THRESHOLD: i64 = 30;
 
 /// Shares per order.
 const QUANTITY: u32 = 100;
@@ -29,44 +26,33 @@ pub struct Intent {
 /// The imbalance strategy of one symbol.
 #[derive(Debug, Default)]
 pub struct Imbalance {
-    /// What was wanted last; it is not wanted again until the signal or the price changes.
-    last: Option<Intent>,
+    /// Best bid and ask at the last decision; there is no other until one of them changes.
+    last: Option<(Level, Level)>,
 }
 
 impl Imbalance {
     /// What to do about the book as it is now.
     pub fn decide(&mut self, book: &Book) -> Option<Intent> {
-        let intent = signal(book).and_then(|side| {
-            book.best(side.opposite()).map(|best| Intent {
-                side,
-                price: best.price,
-                quantity: QUANTITY,
-            })
-        });
-        if intent == self.last {
+        let top = book
+            .best(Side::Buy)
+            .copied()
+            .zip(book.best(Side::Sell).copied());
+        if top == self.last {
             return None;
         }
-        self.last = intent;
-        intent
-    }
-}
-
-/// The side to trade on, when the imbalance is large enough.
-fn signal(book: &Book) -> Option<Side> {
-    let weigh = |side| -> i64 {
-        book.depth(side)
-            .take(DEPTH)
-            .map(|level| level.quantity as i64)
-            .sum()
-    };
-    let (bid, ask) = (weigh(Side::Buy), weigh(Side::Sell));
-    if bid == 0 || ask == 0 {
-        return None;
-    }
-    match (bid - ask) * 100 / (bid + ask) {
-        THRESHOLD.. => Some(Side::Buy),
-        imbalance if imbalance <= -THRESHOLD => Some(Side::Sell),
-        _ => None,
+        self.last = top;
+        let (bid, ask) = top?;
+        let (bids, asks) = (bid.quantity as i64, ask.quantity as i64);
+        let (side, price) = match (bids - asks) * 100 / (bids + asks) {
+            THRESHOLD.. => (Side::Buy, ask.price),
+            imbalance if imbalance <= -THRESHOLD => (Side::Sell, bid.price),
+            _ => return None,
+        };
+        Some(Intent {
+            side,
+            price,
+            quantity: QUANTITY,
+        })
     }
 }
 
@@ -102,6 +88,10 @@ mod tests {
         assert_eq!(strategy.decide(&book), Some(buy));
         assert_eq!(strategy.decide(&book), None, "nothing changed");
         add(&mut book, 3, Side::Sell, 102, 900);
+        assert_eq!(strategy.decide(&book), None, "not at the top");
+        add(&mut book, 4, Side::Sell, 101, 200);
+        assert_eq!(strategy.decide(&book), None, "balanced");
+        book.reduce(1, 200).unwrap();
         assert_eq!(
             strategy.decide(&book),
             Some(Intent {
@@ -110,9 +100,5 @@ mod tests {
                 ..buy
             })
         );
-        add(&mut book, 4, Side::Buy, 98, 600);
-        assert_eq!(strategy.decide(&book), None, "balanced");
-        book.remove(3).unwrap();
-        assert_eq!(strategy.decide(&book), Some(buy), "the signal came back");
     }
 }
