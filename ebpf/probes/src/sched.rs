@@ -69,7 +69,7 @@ fn switch_out(cpu: &mut Cpu, prev: *const task_struct, runnable: bool) {
 
 #[inline(always)]
 fn switch_in(cpu: &mut Cpu, next: *const task_struct, prev: *const task_struct) {
-    let Some(target) = task::target(next) else {
+    let Some(target) = task::now_running(cpu, next) else {
         return;
     };
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, next) else {
