@@ -58,6 +58,9 @@ fn switch_out(cpu: &mut Cpu, prev: *const task_struct, runnable: bool) {
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, prev) else {
         return;
     };
+    // A start that is still open here was never ended: the kernel did not report the switch.
+    preempted::lost(cpu, thread);
+    offcpu::lost(cpu, thread);
     thread.out_ns = now();
     if runnable {
         runqueue::not_waiting(cpu, thread);
