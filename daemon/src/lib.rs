@@ -1,4 +1,20 @@
 //! The daemon as a library: what the binary and the tests share.
+//!
+//! Data flows one way: `loader` puts the programs into the kernel, `source` reads them, the core
+//! turns readings into snapshots, `exporter` shows snapshots. Start with `run`.
 
+pub mod btf;
 pub mod config;
+pub mod doctor;
 pub mod exit;
+pub mod exporter;
+pub mod http;
+pub mod loader;
+pub mod measure;
+pub mod metrics;
+pub mod offset;
+pub mod run;
+pub mod source;
+mod sys;
+mod target;
+pub mod top;

@@ -308,7 +308,7 @@ fn create(
     loader
         .btf(btf)
         .allow_unsupported_maps()
-        .set_max_entries("ROWS", rows.keys.len().max(1) as u32)
+        .map_max_entries("ROWS", rows.keys.len().max(1) as u32)
         .override_global("FIRST_ROW", &rows.first[..], true);
     for (name, value) in &globals {
         loader.override_global(name, value, true);

@@ -179,6 +179,11 @@ impl Source {
         &self.facts
     }
 
+    /// Probes whose programs run or could, most important first.
+    pub fn running(&self) -> impl Iterator<Item = usize> {
+        (0..PROBES.len()).filter(|probe| self.loaded.states[*probe].runs())
+    }
+
     /// Takes what the ring holds. To be called every few milliseconds.
     pub fn drain(&mut self) {
         for _ in 0..DRAIN {
@@ -241,6 +246,9 @@ impl Source {
 
     /// From which length on an observation of a probe is sent as an outlier; `u64::MAX`: never.
     pub fn set_outlier_above(&mut self, probe: usize, ns: u64) {
+        if self.control.outlier_above_ns[probe] == ns {
+            return;
+        }
         self.control.outlier_above_ns[probe] = ns;
         self.write_control();
     }

@@ -1,2 +1,90 @@
-//! Placeholder.
-fn main() {}
+//! Set-up, checks and benchmarks of this repository. `./x` is its front door.
+
+mod bench;
+mod build;
+mod demo;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, shows, tests and measures tickscope.
+#[derive(Parser)]
+#[command(name = "x", bin_name = "./x")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything and watch a live engine's microseconds
+    Demo {
+        /// How long
+        #[arg(long = "for", default_value = "20s", value_name = "TIME", value_parser = seconds)]
+        time: Duration,
+    },
+    /// Run every check that CI runs
+    Test {
+        /// Leave out what takes long: end-to-end tests
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Build everything
+    Build {
+        /// As it is shipped
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run a benchmark: overhead
+    Bench {
+        /// Its name
+        name: String,
+        /// What it is to be told: try --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Install what building needs; done by the others too
+    Setup {
+        /// And what testing needs: Prometheus, libbpf-tools, bpftrace
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Run the repository's own checks
+    Tidy,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<u64>() {
+        Ok(seconds) if (3..=3600).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err("write 3s to 3600s".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let result = match command {
+        Command::Demo { time } => demo::run(time),
+        Command::Test { quick } => test::run(quick),
+        Command::Build { release } => setup::build_needs().and_then(|()| build::run(release)),
+        Command::Bench { name, arguments } => bench::run(&name, &arguments),
+        Command::Setup { tests } => {
+            setup::build_needs().and_then(|()| if tests { setup::test_needs() } else { Ok(()) })
+        }
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("x: {error:#}");
+            let missing = error.downcast_ref::<setup::Missing>();
+            ExitCode::from(missing.map_or(1, setup::Missing::exit))
+        }
+    }
+}

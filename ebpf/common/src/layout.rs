@@ -97,16 +97,19 @@ pub struct Cpu {
     pub lost_full: u64,
 }
 
-/// Whose task runs on a CPU. Every switch sets it, so that an event in between only compares.
+/// Whose task runs on a CPU, so that only the first event after a switch looks it up.
 ///
-/// Valid while the map `TAGGED` is what it was, because a process can become or cease to be a
-/// target's while it runs.
+/// Valid for that task while the map `TAGGED` is what it was, because a process can become or cease
+/// to be a target's while it runs. The task is compared, because kernels exist that do not report
+/// every switch (`ARCHITECTURE.md`, decision 4).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Known {
+    /// Address of the task; 0: none yet.
+    pub task: u64,
     /// Value of `TAGGED` at the look-up.
     pub tagged: u64,
-    /// Index of the target plus one; 0: none, which is also what is true before any look-up.
+    /// Index of the target plus one; 0: none.
     pub target: u64,
 }
 
@@ -207,8 +210,8 @@ const _: () = {
     assert!(size_of::<Row>() == 2088);
     assert!(size_of::<Account>() == 56);
     assert!(size_of::<Work>() == 24);
-    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 16 + 32);
-    assert!(size_of::<Known>() == 16);
+    assert!(size_of::<Cpu>() == 32 * 24 + 16 * 56 + 24 + 32);
+    assert!(size_of::<Known>() == 24);
     assert!(size_of::<Control>() == 144);
     assert!(size_of::<Comm>() == 16);
     assert!(size_of::<Process>() == 8);

@@ -7,13 +7,13 @@
 //! | label | `cause`: from the system call in the thread's saved registers, `in_iowait`, or a fault |
 //! | since | Linux 5.15 (`bpf_task_pt_regs`) |
 //! | seen | wake-ups of blocked threads, and switch-ins that no wake-up came before |
-//! | discarded | `negative`: woken before it had left the CPU; `no_start`: the wake-up was not seen |
+//! | discarded | `negative`: woken before it had left the CPU; `no_start`: the wake-up was not seen; `overwritten`: neither was its return |
 //! | blind | `read` and `write` on sockets and pipes are `other`: the call does not say which it is |
 
 use aya_ebpf::bindings::task_struct;
 use tickscope_common::call::{CAUSE_FAULT, CAUSE_IO, CAUSE_OF, CAUSE_OTHER, NUMBERS};
 use tickscope_common::catalog::OFFCPU;
-use tickscope_common::layout::{Cpu, NEGATIVE, NO_START};
+use tickscope_common::layout::{Cpu, NEGATIVE, NO_START, OVERWRITTEN};
 
 use crate::measure::{Of, discard, enabled, record};
 use crate::sched::{OUT_BLOCKED, OUT_WOKEN};
@@ -40,6 +40,14 @@ pub fn woken(cpu: &mut Cpu, of: &Of, thread: &mut Thread, now: u64) {
     let cause = (thread.out - OUT_BLOCKED) as u32;
     record::<OFFCPU>(cpu, of, cause, thread.out_ns, now);
     thread.out = OUT_WOKEN;
+}
+
+/// It leaves the CPU, and was neither woken nor seen to return since it last blocked.
+#[inline(always)]
+pub fn lost(cpu: &mut Cpu, thread: &Thread) {
+    if enabled::<OFFCPU>() && thread.out >= OUT_BLOCKED {
+        discard::<OFFCPU, OVERWRITTEN>(cpu);
+    }
 }
 
 /// It runs. If its being blocked is still open, no wake-up came after it left the CPU.

@@ -7,7 +7,7 @@
 //! | since | Linux 5.15 |
 //! | seen | switch-ins after such a switch-out |
 //! | filtered | `sched_yield`: it asked for it |
-//! | discarded | none: the start is always the switch-out that made it this case |
+//! | discarded | `overwritten`: it left the CPU again without having been seen to return |
 //! | blind | time lost without a switch: interrupts (see `interrupt`), SMI, hypervisor steal |
 //!
 //! Return-to-user reschedules have `preempt` = false and state 0, so both count (kernel-signals
@@ -16,9 +16,9 @@
 use aya_ebpf::bindings::task_struct;
 use tickscope_common::call::SCHED_YIELD;
 use tickscope_common::catalog::PREEMPTED;
-use tickscope_common::layout::Cpu;
+use tickscope_common::layout::{Cpu, OVERWRITTEN};
 
-use crate::measure::{Of, enabled, filter, record};
+use crate::measure::{Of, discard, enabled, filter, record};
 use crate::sched::{OUT_PREEMPTED, OUT_YIELDED};
 use crate::task::{self, Thread};
 
@@ -29,6 +29,14 @@ pub fn kind(prev: *const task_struct) -> u64 {
         OUT_YIELDED
     } else {
         OUT_PREEMPTED
+    }
+}
+
+/// It leaves the CPU, and was not seen to return since it last lost it.
+#[inline(always)]
+pub fn lost(cpu: &mut Cpu, thread: &Thread) {
+    if enabled::<PREEMPTED>() && (thread.out == OUT_PREEMPTED || thread.out == OUT_YIELDED) {
+        discard::<PREEMPTED, OVERWRITTEN>(cpu);
     }
 }
 

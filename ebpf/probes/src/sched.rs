@@ -58,6 +58,9 @@ fn switch_out(cpu: &mut Cpu, prev: *const task_struct, runnable: bool) {
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, prev) else {
         return;
     };
+    // A start that is still open here was never ended: the kernel did not report the switch.
+    preempted::lost(cpu, thread);
+    offcpu::lost(cpu, thread);
     thread.out_ns = now();
     if runnable {
         runqueue::not_waiting(cpu, thread);
@@ -69,7 +72,7 @@ fn switch_out(cpu: &mut Cpu, prev: *const task_struct, runnable: bool) {
 
 #[inline(always)]
 fn switch_in(cpu: &mut Cpu, next: *const task_struct, prev: *const task_struct) {
-    let Some(target) = task::target(next) else {
+    let Some(target) = task::now_running(cpu, next) else {
         return;
     };
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, next) else {

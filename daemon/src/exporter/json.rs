@@ -1,0 +1,354 @@
+//! The read-only API: what `/api/v1/…` answers and `tickscope top` reads.
+//!
+//! Times are seconds, counters are since start. `null` is "not known", never zero.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tickscope_common::catalog::PROBES;
+use tickscope_common::histogram::{SLOT_ABOVE, SLOT_ZERO, otlp_index};
+use tickscope_common::layout::REASONS;
+use tickscope_core::{Histogram, Quantile, WINDOWS, Window};
+
+use super::{Input, label};
+
+/// `/api/v1/status`
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version, commit and object of this build.
+    pub build: Build,
+    /// Kernel, maps and programs.
+    pub facts: serde_json::Value,
+    /// Readings so far.
+    pub readings: u64,
+    /// Readings that came more than twice their interval late.
+    pub gaps: u64,
+    /// Every probe of the catalog.
+    pub probes: Vec<Probe>,
+    /// Every configured target.
+    pub targets: Vec<Target>,
+    /// What never arrived.
+    pub lost: Vec<tickscope_core::Lost>,
+    /// Share of one CPU over the last minute.
+    pub overhead_cpu_ratio: Option<f64>,
+    /// Resident memory of the daemon, bytes.
+    pub rss_bytes: u64,
+    /// Whether the latest configuration could be loaded.
+    pub config_last_reload_successful: bool,
+}
+
+/// Which build this is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Build {
+    /// Version of the package.
+    pub version: String,
+    /// Commit.
+    pub git_sha: String,
+    /// SHA-256 of the kernel object inside.
+    pub object_sha256: String,
+}
+
+impl Build {
+    /// This one.
+    pub fn this() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            git_sha: env!("TICKSCOPE_GIT_SHA").into(),
+            object_sha256: crate::loader::OBJECT_SHA256.into(),
+        }
+    }
+}
+
+/// One probe.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// Name in the catalog.
+    pub name: String,
+    /// `healthy`, `degraded`, `unsupported`, `failed` or `disabled`.
+    pub state: String,
+    /// Why it is not healthy.
+    pub reason: String,
+    /// Intervals that ended in threads of targets; `seen` = `recorded` + `filtered` + `discarded`.
+    pub seen: u64,
+    /// In histograms.
+    pub recorded: u64,
+    /// Left out on purpose.
+    pub filtered: u64,
+    /// Unusable, by reason.
+    pub discarded: BTreeMap<String, u64>,
+    /// Runs of its programs.
+    pub runs: u64,
+    /// Mean cost of a run, seconds.
+    pub cost_seconds: Option<f64>,
+}
+
+/// One target.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// Configured name.
+    pub name: String,
+    /// `matched`, or `empty`: no process matches now.
+    pub state: String,
+    /// Processes that match now.
+    pub processes: usize,
+    /// Processes that matched since start.
+    pub started: u64,
+    /// Of those, ended.
+    pub exited: u64,
+}
+
+/// `/api/v1/snapshot`
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Wall clock of the reading, seconds since 1970.
+    pub at_seconds: f64,
+    /// Every series.
+    pub series: Vec<Series>,
+}
+
+/// One histogram over time.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Series {
+    /// Name of the probe.
+    pub probe: String,
+    /// Name of the target.
+    pub target: String,
+    /// The label beside it, by name; empty without one.
+    pub labels: BTreeMap<String, String>,
+    /// Since when `total` counts, seconds since 1970.
+    pub since_seconds: f64,
+    /// All observations since start.
+    pub total: Buckets,
+    /// The last `10s`, `1m`, `5m` and `1h`.
+    pub windows: BTreeMap<String, Recent>,
+}
+
+/// A histogram of scale 4: bucket `i` holds (2^(i/16), 2^((i+1)/16)] seconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Buckets {
+    /// Observations.
+    pub count: u64,
+    /// Their sum.
+    pub sum_seconds: f64,
+    /// The largest.
+    pub max_seconds: Option<f64>,
+    /// Not above 2^-24 s.
+    pub zero: u64,
+    /// Above 128 s.
+    pub above: u64,
+    /// `[i, count]`, ascending; buckets that are not named are empty.
+    pub buckets: Vec<(i32, u64)>,
+}
+
+/// A window. All but the first two are `null` without observations.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recent {
+    /// Time it really covers, seconds.
+    pub covered_seconds: f64,
+    /// Observations.
+    pub count: u64,
+    /// Observations per second.
+    pub rate: Option<f64>,
+    /// The largest.
+    pub max_seconds: Option<f64>,
+    /// Sum of the observations, seconds.
+    pub sum_seconds: f64,
+    /// Median.
+    pub p50: Option<Bounded>,
+    /// 0.9-quantile.
+    pub p90: Option<Bounded>,
+    /// 0.99-quantile.
+    pub p99: Option<Bounded>,
+    /// 0.999-quantile.
+    pub p999: Option<Bounded>,
+}
+
+/// A quantile and the bounds of its bucket, seconds. `high` is `null` above the range.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Bounded {
+    /// Best estimate.
+    pub value: f64,
+    /// The truth is not below.
+    pub low: f64,
+    /// And not above.
+    pub high: Option<f64>,
+}
+
+/// `/api/v1/outliers`
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Outliers {
+    /// Oldest first.
+    pub outliers: Vec<Outlier>,
+}
+
+/// One observation above its probe's threshold.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Outlier {
+    /// Name of the probe.
+    pub probe: String,
+    /// Name of the target.
+    pub target: String,
+    /// The label beside it, by name.
+    pub labels: BTreeMap<String, String>,
+    /// Name of the thread.
+    pub comm: String,
+    /// Process.
+    pub tgid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// CPU it ended on.
+    pub cpu: u32,
+    /// End, seconds of `CLOCK_MONOTONIC`.
+    pub end_seconds: f64,
+    /// Length, seconds.
+    pub duration_seconds: f64,
+    /// Who ran on the CPU just before, when the probe knows.
+    pub culprit: Option<tickscope_core::Culprit>,
+}
+
+/// `/api/v1/forecasts`: there are none until limits can be configured.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Forecasts {
+    /// Limits that are watched.
+    pub limits: usize,
+    /// What is foreseen.
+    pub forecasts: Vec<serde_json::Value>,
+}
+
+/// The status of this input.
+pub fn status(input: &Input) -> Status {
+    let snapshot = &input.snapshot;
+    Status {
+        build: Build::this(),
+        facts: serde_json::to_value(&*input.facts).unwrap_or_default(),
+        readings: snapshot.readings,
+        gaps: snapshot.gaps,
+        probes: PROBES
+            .iter()
+            .zip(&snapshot.probes)
+            .map(|(entry, status)| Probe {
+                name: entry.name.into(),
+                state: status.state.name().into(),
+                reason: status.reason.clone(),
+                seen: status.accounting.seen,
+                recorded: status.recorded,
+                filtered: status.accounting.filtered,
+                discarded: REASONS
+                    .iter()
+                    .map(|reason| (*reason).to_owned())
+                    .zip(status.accounting.discarded.iter().copied())
+                    .collect(),
+                runs: status.runs,
+                cost_seconds: status.cost_ns.map(|ns| ns / 1e9),
+            })
+            .collect(),
+        targets: snapshot
+            .targets
+            .iter()
+            .map(|target| Target {
+                name: target.name.clone(),
+                state: if target.processes == 0 { "empty" } else { "matched" }.into(),
+                processes: target.processes,
+                started: target.started,
+                exited: target.exited,
+            })
+            .collect(),
+        lost: snapshot.lost.clone(),
+        overhead_cpu_ratio: snapshot.overhead_cpu_ratio,
+        rss_bytes: snapshot.cost.rss_bytes,
+        config_last_reload_successful: input.reloaded.successful,
+    }
+}
+
+/// All series of this input.
+pub fn snapshot(input: &Input) -> Snapshot {
+    Snapshot {
+        at_seconds: input.snapshot.wall_ns as f64 / 1e9,
+        series: input
+            .snapshot
+            .series
+            .iter()
+            .map(|series| Series {
+                probe: PROBES[series.key.probe].name.into(),
+                target: input.target(series.key).into(),
+                labels: labels(series.key),
+                since_seconds: series.since_wall_ns as f64 / 1e9,
+                total: buckets(&series.total),
+                windows: WINDOWS
+                    .iter()
+                    .zip(&series.windows)
+                    .map(|((_, name), window)| ((*name).to_owned(), recent(window)))
+                    .collect(),
+            })
+            .collect(),
+    }
+}
+
+/// The latest outliers of this input.
+pub fn outliers(input: &Input) -> Outliers {
+    let of = |outlier: &tickscope_core::Outlier| {
+        let key = tickscope_core::Key {
+            probe: outlier.probe,
+            target: outlier.target,
+            label: outlier.label,
+        };
+        Outlier {
+            probe: PROBES[outlier.probe].name.into(),
+            target: input.target(key).into(),
+            labels: labels(key),
+            comm: outlier.comm.clone(),
+            tgid: outlier.tgid,
+            tid: outlier.tid,
+            cpu: outlier.cpu,
+            end_seconds: outlier.end_ns as f64 / 1e9,
+            duration_seconds: outlier.duration_ns as f64 / 1e9,
+            culprit: outlier.culprit.clone(),
+        }
+    };
+    Outliers { outliers: input.snapshot.outliers.iter().map(of).collect() }
+}
+
+fn labels(key: tickscope_core::Key) -> BTreeMap<String, String> {
+    label(key).into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn max_seconds(histogram: &Histogram) -> Option<f64> {
+    (histogram.max_ns > 0).then(|| histogram.max_ns as f64 / 1e9)
+}
+
+fn buckets(histogram: &Histogram) -> Buckets {
+    let of = |slot| histogram.cells().find(|(cell, _)| *cell == slot).map_or(0, |(_, count)| count);
+    Buckets {
+        count: histogram.count(),
+        sum_seconds: histogram.sum_ns as f64 / 1e9,
+        max_seconds: max_seconds(histogram),
+        zero: of(SLOT_ZERO),
+        above: of(SLOT_ABOVE),
+        buckets: histogram
+            .cells()
+            .filter_map(|(slot, count)| Some((otlp_index(slot)?, count)))
+            .collect(),
+    }
+}
+
+fn recent(window: &Window) -> Recent {
+    let bounded = |q| window.quantile(q).map(Bounded::from);
+    Recent {
+        covered_seconds: window.covered_ns as f64 / 1e9,
+        count: window.histogram.count(),
+        rate: window.rate(),
+        max_seconds: max_seconds(&window.histogram),
+        sum_seconds: window.histogram.sum_ns as f64 / 1e9,
+        p50: bounded(0.5),
+        p90: bounded(0.9),
+        p99: bounded(0.99),
+        p999: bounded(0.999),
+    }
+}
+
+impl From<Quantile> for Bounded {
+    fn from(quantile: Quantile) -> Self {
+        let Quantile { seconds, low, high } = quantile;
+        Self { value: seconds, low, high: high.is_finite().then_some(high) }
+    }
+}

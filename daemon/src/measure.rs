@@ -1,0 +1,197 @@
+//! The measuring thread: reads the source, steps the core, publishes snapshots, keeps the budget.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use tickscope_common::catalog::PROBES;
+use tickscope_core::{Decision, Governor, Now, Snapshot, State, What, outlier_above_ns};
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
+
+use crate::config::{Config, OutlierAbove};
+use crate::source::{Facts, Source, SourceError};
+
+/// How often the ring is emptied between readings.
+const DRAIN: Duration = Duration::from_millis(10);
+
+/// What exporters see.
+#[derive(Clone)]
+pub struct View {
+    /// What is known.
+    pub snapshot: Arc<Snapshot>,
+    /// What does not change while a source runs.
+    pub facts: Arc<Facts>,
+}
+
+/// The running thread.
+pub struct Measuring {
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Order {
+    config: Config,
+    done: oneshot::Sender<Result<(), SourceError>>,
+}
+
+impl Measuring {
+    /// Starts a source and the thread that reads it.
+    ///
+    /// # Errors
+    /// When nothing can be measured.
+    pub fn start(config: &Config) -> Result<(Self, watch::Receiver<View>), SourceError> {
+        let source = Source::start(config)?;
+        let view = View { snapshot: Arc::default(), facts: Arc::new(source.facts().clone()) };
+        let (views, seen) = watch::channel(view);
+        let (orders, received) = channel();
+        let worker = Worker::new(config.clone(), source, views);
+        let thread = thread::Builder::new()
+            .name("measure".into())
+            .spawn(move || worker.run(&received))
+            .expect("a thread can be started");
+        Ok((Self { orders, thread: Some(thread) }, seen))
+    }
+
+    /// Measures by another configuration from now on; on error, by the old one as before.
+    ///
+    /// # Errors
+    /// When the new one cannot be measured.
+    pub async fn reload(&self, config: Config) -> Result<(), SourceError> {
+        let (done, answer) = oneshot::channel();
+        if self.orders.send(Order { config, done }).is_err() {
+            return Ok(());
+        }
+        // Without an answer the thread is gone, and with it the daemon.
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Ends the thread; the programs leave the kernel with it.
+    pub fn stop(mut self) {
+        drop(self.orders);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("the measuring thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    config: Config,
+    source: Source,
+    state: State,
+    governor: Governor,
+    views: watch::Sender<View>,
+}
+
+impl Worker {
+    fn new(config: Config, source: Source, views: watch::Sender<View>) -> Self {
+        let state = State::new(&names(&config), config.interval.as_nanos() as u64);
+        let governor = Governor::new(config.budget.cpu);
+        Self { config, source, state, governor, views }
+    }
+
+    fn run(mut self, orders: &Receiver<Order>) {
+        let mut next = Instant::now() + self.config.interval;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now()).min(DRAIN);
+            match orders.recv_timeout(wait) {
+                Ok(order) => {
+                    // What was measured so far is not lost.
+                    self.read();
+                    drop(order.done.send(self.reload(order.config)));
+                    next = Instant::now() + self.config.interval;
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < next => self.source.drain(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.read();
+                    // Deadlines do not drift; those that were missed are not made up for.
+                    while next <= Instant::now() {
+                        next += self.config.interval;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn reload(&mut self, config: Config) -> Result<(), SourceError> {
+        // The new source counts before the old one stops.
+        self.source = Source::start(&config)?;
+        self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
+        self.governor = Governor::new(config.budget.cpu);
+        self.config = config;
+        Ok(())
+    }
+
+    fn read(&mut self) {
+        let reading = self.source.read();
+        let monotonic = clock_gettime(ClockId::Monotonic);
+        let now = Now {
+            monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
+            wall_ns: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos() as u64),
+        };
+        let snapshot = self.state.step(&reading, now);
+        self.govern(&snapshot, now.monotonic_ns);
+        self.set_thresholds(&snapshot);
+        let facts = Arc::new(self.source.facts().clone());
+        self.views.send_replace(View { snapshot: Arc::new(snapshot), facts });
+    }
+
+    fn govern(&mut self, snapshot: &Snapshot, now_ns: u64) {
+        let Some(ratio) = snapshot.overhead_cpu_ratio else { return };
+        let running: Vec<usize> = self.source.running().collect();
+        let Some(decision) = self.governor.decide(ratio, &running, now_ns) else { return };
+        let Decision { what, shed, ratio, budget } = decision;
+        let name = match what {
+            What::Outliers => "outliers",
+            What::Probe(probe) => PROBES[probe].name,
+        };
+        if shed {
+            warn!(what = name, ratio, budget, "over budget: giving up");
+        } else {
+            info!(what = name, ratio, budget, "within budget: taking up again");
+        }
+        if let What::Probe(probe) = what {
+            self.source.set_active(probe, !shed);
+        }
+    }
+
+    fn set_thresholds(&mut self, snapshot: &Snapshot) {
+        let shed = self.governor.shed().contains(&What::Outliers);
+        for probe in 0..PROBES.len() {
+            let above = match self.config.probes.outlier_above(probe) {
+                _ if shed => Some(u64::MAX),
+                OutlierAbove::Never => Some(u64::MAX),
+                OutlierAbove::Above(limit) => Some(limit.as_nanos() as u64),
+                OutlierAbove::Auto => {
+                    let (histogram, covered_ns) = last_minute(snapshot, probe);
+                    outlier_above_ns(&histogram, covered_ns)
+                }
+            };
+            if let Some(above) = above {
+                self.source.set_outlier_above(probe, above);
+            }
+        }
+    }
+}
+
+/// The last minute of all targets and labels of a probe together.
+fn last_minute(snapshot: &Snapshot, probe: usize) -> (tickscope_core::Histogram, u64) {
+    let mut sum = tickscope_core::Histogram::default();
+    let mut covered_ns = 0;
+    for series in snapshot.series.iter().filter(|series| series.key.probe == probe) {
+        sum.merge(&series.windows[1].histogram);
+        covered_ns = covered_ns.max(series.windows[1].covered_ns);
+    }
+    (sum, covered_ns)
+}
+
+fn names(config: &Config) -> Vec<String> {
+    config.target.iter().map(|target| target.name.clone()).collect()
+}

@@ -1,0 +1,222 @@
+//! The daemon's own metrics: one table. A probe's metric is not here, it follows from the catalog.
+
+use tickscope_common::catalog::PROBES;
+use tickscope_common::layout::REASONS;
+use tickscope_core::{ProbeState, ProbeStatus};
+
+use crate::exporter::Input;
+use crate::exporter::json::Build;
+
+/// One metric of the daemon itself.
+pub struct Own {
+    /// Name.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Whether it can fall.
+    pub kind: Kind,
+    /// Names of its labels; each has a closed set of values.
+    pub labels: &'static [&'static str],
+    /// Values of the labels, and the value.
+    pub samples: fn(&Input) -> Vec<Sample>,
+}
+
+/// Values of the labels, and the value.
+pub type Sample = (Vec<String>, f64);
+
+/// Whether a metric can fall.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It can.
+    Gauge,
+    /// It cannot, but for a restart.
+    Counter,
+}
+
+use Kind::{Counter, Gauge};
+
+/// All of them.
+pub const OWN: &[Own] = &[
+    Own {
+        name: "tickscope_build_info",
+        help: "Always 1; which build runs on which kernel.",
+        kind: Gauge,
+        labels: &["version", "git_sha", "object_sha256", "kernel"],
+        samples: |input| {
+            let Build { version, git_sha, object_sha256 } = Build::this();
+            vec![(vec![version, git_sha, object_sha256, input.facts.kernel.clone()], 1.0)]
+        },
+    },
+    Own {
+        name: "tickscope_probe_state",
+        help: "1 for the state that a probe is in, 0 for the others.",
+        kind: Gauge,
+        labels: &["probe", "state"],
+        samples: |input| {
+            probes(input)
+                .flat_map(|(name, status)| {
+                    ProbeState::ALL.map(|state| {
+                        let labels = vec![name.to_owned(), state.name().to_owned()];
+                        (labels, f64::from(u8::from(status.state == state)))
+                    })
+                })
+                .collect()
+        },
+    },
+    Own {
+        name: "tickscope_target_processes",
+        help: "Processes that match a target now; 0 is not health.",
+        kind: Gauge,
+        labels: &["target"],
+        samples: |input| targets(input, |target| target.processes as u64),
+    },
+    Own {
+        name: "tickscope_target_started_total",
+        help: "Processes that began to match a target.",
+        kind: Counter,
+        labels: &["target"],
+        samples: |input| targets(input, |target| target.started),
+    },
+    Own {
+        name: "tickscope_target_exited_total",
+        help: "Processes of a target that ended.",
+        kind: Counter,
+        labels: &["target"],
+        samples: |input| targets(input, |target| target.exited),
+    },
+    Own {
+        name: "tickscope_seen_total",
+        help: "Intervals that ended in threads of targets: recorded + filtered + discarded.",
+        kind: Counter,
+        labels: &["probe"],
+        samples: |input| by_probe(input, |status| Some(status.accounting.seen as f64)),
+    },
+    Own {
+        name: "tickscope_filtered_total",
+        help: "Intervals left out on purpose: the probe was shed, or the interval is none.",
+        kind: Counter,
+        labels: &["probe"],
+        samples: |input| by_probe(input, |status| Some(status.accounting.filtered as f64)),
+    },
+    Own {
+        name: "tickscope_discarded_total",
+        help: "Intervals that are unusable, by reason.",
+        kind: Counter,
+        labels: &["probe", "reason"],
+        samples: |input| {
+            probes(input)
+                .flat_map(|(name, status)| {
+                    REASONS.iter().zip(&status.accounting.discarded).map(move |(reason, count)| {
+                        (vec![name.to_owned(), (*reason).to_owned()], *count as f64)
+                    })
+                })
+                .collect()
+        },
+    },
+    Own {
+        name: "tickscope_lost_total",
+        help: "What never arrived: outlier records (source ring), runs of programs that the kernel skipped (source program).",
+        kind: Counter,
+        labels: &["source", "reason"],
+        samples: |input| {
+            let lost = input.snapshot.lost.iter();
+            lost.map(|lost| (vec![lost.source.clone(), lost.reason.clone()], lost.count as f64)).collect()
+        },
+    },
+    Own {
+        name: "tickscope_probe_runs_total",
+        help: "Runs of a probe's programs; a program shared by probes counts for the first that needs it.",
+        kind: Counter,
+        labels: &["probe"],
+        samples: |input| by_probe(input, |status| Some(status.runs as f64)),
+    },
+    Own {
+        name: "tickscope_probe_cost_seconds",
+        help: "Mean time of one run of a probe's programs, from one run in 1024 that times itself.",
+        kind: Gauge,
+        labels: &["probe"],
+        samples: |input| by_probe(input, |status| status.cost_ns.map(|ns| ns / 1e9)),
+    },
+    Own {
+        name: "tickscope_overhead_cpu_ratio",
+        help: "Share of one CPU that programs and daemon took together over the last minute.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| input.snapshot.overhead_cpu_ratio.map(|ratio| (Vec::new(), ratio)).into_iter().collect(),
+    },
+    Own {
+        name: "tickscope_readings_total",
+        help: "Readings of the kernel's histograms.",
+        kind: Counter,
+        labels: &[],
+        samples: |input| one(input.snapshot.readings as f64),
+    },
+    Own {
+        name: "tickscope_gaps_total",
+        help: "Readings that came more than twice their interval late.",
+        kind: Counter,
+        labels: &[],
+        samples: |input| one(input.snapshot.gaps as f64),
+    },
+    Own {
+        name: "tickscope_series",
+        help: "Histograms that are kept.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.snapshot.series.len() as f64),
+    },
+    Own {
+        name: "tickscope_series_dropped_total",
+        help: "Series left out because there were too many. All labels are closed sets, so 0.",
+        kind: Counter,
+        labels: &[],
+        samples: |_| one(0.0),
+    },
+    Own {
+        name: "tickscope_maps_bytes",
+        help: "Kernel memory of the maps.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.facts.maps_bytes as f64),
+    },
+    Own {
+        name: "tickscope_config_last_reload_successful",
+        help: "1 if the latest configuration could be loaded; if 0, the one before it is in force.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(f64::from(u8::from(input.reloaded.successful))),
+    },
+    Own {
+        name: "tickscope_config_last_reload_timestamp_seconds",
+        help: "When the configuration was last loaded or refused.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.reloaded.at_seconds),
+    },
+    Own {
+        name: "process_resident_memory_bytes",
+        help: "Resident memory of the daemon.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.snapshot.cost.rss_bytes as f64),
+    },
+];
+
+fn one(value: f64) -> Vec<Sample> {
+    vec![(Vec::new(), value)]
+}
+
+fn probes(input: &Input) -> impl Iterator<Item = (&'static str, &ProbeStatus)> {
+    PROBES.iter().map(|entry| entry.name).zip(&input.snapshot.probes)
+}
+
+fn by_probe(input: &Input, value: impl Fn(&ProbeStatus) -> Option<f64>) -> Vec<Sample> {
+    probes(input)
+        .filter_map(|(name, status)| Some((vec![name.to_owned()], value(status)?)))
+        .collect()
+}
+
+fn targets(input: &Input, value: impl Fn(&tickscope_core::TargetStatus) -> u64) -> Vec<Sample> {
+    let targets = input.snapshot.targets.iter();
+    targets.map(|target| (vec![target.name.clone()], value(target) as f64)).collect()
+}
