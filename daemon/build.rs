@@ -27,8 +27,8 @@ fn main() {
 /// A separate cargo with a target directory of its own (this one's is locked by our caller), the
 /// pinned stable toolchain, and the unstable `build-std` that a kernel target needs.
 fn build_object(root: &Path, target_dir: &Path) -> PathBuf {
-    let linker = env::var_os("TICKSCOPE_BPF_LINKER")
-        .map_or_else(|| root.join(".tools/bin/bpf-linker"), PathBuf::from);
+    let linker =
+        env::var_os("TICKSCOPE_BPF_LINKER").map_or_else(|| root.join(".tools/bin/bpf-linker"), PathBuf::from);
     assert!(
         linker.exists(),
         "bpf-linker is not at {}: run `./x setup`, or name one built with LLVM 22 in TICKSCOPE_BPF_LINKER",

@@ -297,10 +297,13 @@ fn comm<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
         0 => Err("comm is empty".into()),
         1..=15 => Ok(Some(comm)),
         _ => {
-            let cut: String = comm.chars().scan(0, |len, c| {
-                *len += c.len_utf8();
-                (*len <= 15).then_some(c)
-            }).collect();
+            let cut: String = comm
+                .chars()
+                .scan(0, |len, c| {
+                    *len += c.len_utf8();
+                    (*len <= 15).then_some(c)
+                })
+                .collect();
             Err(format!("the kernel keeps 15 bytes of a name: write \"{cut}\""))
         }
     })
@@ -432,9 +435,15 @@ mod tests {
             ("[budget]\ncpu = \"0%\"", "percentage above 0"),
             ("[budget]\nmemory = \"much\"", "with its unit"),
             ("[[target]]\nname = \"a\"\nmatch = {}", "say which processes"),
-            ("[[target]]\nname = \"a\"\nmatch = { comm = \"a-very-long-process-name\" }", "write \"a-very-long-pro\""),
+            (
+                "[[target]]\nname = \"a\"\nmatch = { comm = \"a-very-long-process-name\" }",
+                "write \"a-very-long-pro\"",
+            ),
             ("[[target]]\nname = \"a\"\nmatch = { exe = \"engine\" }", "begins with /"),
-            ("[[target]]\nname = \"a\"\nmatch = { comm = \"x\" }\n[[target]]\nname = \"a\"\nmatch = { comm = \"y\" }", "two targets"),
+            (
+                "[[target]]\nname = \"a\"\nmatch = { comm = \"x\" }\n[[target]]\nname = \"a\"\nmatch = { comm = \"y\" }",
+                "two targets",
+            ),
             ("[probes.runqueue]\noutlier_above = \"now and then\"", "\"auto\" or \"never\""),
             ("[listen]\nhttp = \"nowhere\"", "invalid socket address"),
         ] {

@@ -66,8 +66,7 @@ fn read(path: &str) -> Option<String> {
 
 fn kernel() -> Check {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let numbers: Vec<u32> =
-        release.split(['.', '-']).take(2).filter_map(|part| part.parse().ok()).collect();
+    let numbers: Vec<u32> = release.split(['.', '-']).take(2).filter_map(|part| part.parse().ok()).collect();
     let ok = numbers >= vec![5, 15];
     Check::new("kernel", ok, true, release, "probes need Linux 5.15 or newer")
 }
@@ -152,13 +151,18 @@ fn probes(able: bool) -> Vec<Check> {
     config.target.clear();
     let facts = match Facts::of_running_kernel() {
         Ok(facts) => facts,
-        Err(error) => return PROBES.iter().map(|probe| cannot(probe.name, probe.default, &chain(&error))).collect(),
+        Err(error) => {
+            return PROBES.iter().map(|probe| cannot(probe.name, probe.default, &chain(&error))).collect();
+        }
     };
     let (states, how) = if able {
         match Loaded::new(&config, &facts, true) {
             Ok(loaded) => (loaded.states, "loaded and attached"),
             Err(error) => {
-                return PROBES.iter().map(|probe| cannot(probe.name, probe.default, &chain(&error))).collect();
+                return PROBES
+                    .iter()
+                    .map(|probe| cannot(probe.name, probe.default, &chain(&error)))
+                    .collect();
             }
         }
     } else {

@@ -149,8 +149,14 @@ fn router(shared: Shared) -> Router {
         .route("/-/ready", get(ready))
         .route("/-/reload", post(reload))
         .route("/api/v1/status", get(async |State(app): State<App>| Json(json::status(&app.shared.input()))))
-        .route("/api/v1/snapshot", get(async |State(app): State<App>| Json(json::snapshot(&app.shared.input()))))
-        .route("/api/v1/outliers", get(async |State(app): State<App>| Json(json::outliers(&app.shared.input()))))
+        .route(
+            "/api/v1/snapshot",
+            get(async |State(app): State<App>| Json(json::snapshot(&app.shared.input()))),
+        )
+        .route(
+            "/api/v1/outliers",
+            get(async |State(app): State<App>| Json(json::outliers(&app.shared.input()))),
+        )
         .route("/api/v1/forecasts", get(async || Json(json::Forecasts { limits: 0, forecasts: Vec::new() })))
         .fallback(async || (StatusCode::NOT_FOUND, "no such page; / lists them\n"))
         .layer(axum::middleware::from_fn(limit_body))
@@ -178,7 +184,9 @@ async fn metrics(State(app): State<App>) -> Response {
     // Two scrapes of one snapshot are the same bytes; give way so that they can overlap.
     tokio::task::yield_now().await;
     match prometheus::text(&app.shared.input()) {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

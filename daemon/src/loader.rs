@@ -263,7 +263,9 @@ fn blame(failure: Failure, states: &mut [State]) -> Result<(), LoadError> {
 fn last_words(error: &ProgramError) -> String {
     let text = error.to_string();
     let verdict = text.lines().rfind(|line| {
-        !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time")
+        !line.is_empty()
+            && !line.starts_with("processed ")
+            && !line.starts_with("verification time")
             && !line.starts_with("stack depth")
     });
     let first = text.lines().next().unwrap_or_default();
@@ -297,9 +299,8 @@ fn create(
     rows: &Rows,
     by_name_alone: bool,
 ) -> Result<Ebpf, LoadError> {
-    let enabled = (0..PROBES.len())
-        .filter(|probe| states[*probe].runs())
-        .fold(0u32, |mask, probe| mask | 1 << probe);
+    let enabled =
+        (0..PROBES.len()).filter(|probe| states[*probe].runs()).fold(0u32, |mask, probe| mask | 1 << probe);
     let mut globals = facts.globals();
     globals.push(("SWITCH_HAS_STATE", u32::from(facts.switch_has_state())));
     globals.push(("REPORT_EXEC", u32::from(!by_name_alone)));
@@ -335,8 +336,7 @@ fn denied(error: &EbpfError) -> Option<io::Error> {
 
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        let mut take =
-            |name: &str| ebpf.take_map(name).expect("the object's test names every map");
+        let mut take = |name: &str| ebpf.take_map(name).expect("the object's test names every map");
         let process = match take("PROCESS") {
             aya::maps::Map::Unsupported(map) => map,
             _ => unreachable!("aya has no type for task storage"),
@@ -378,20 +378,14 @@ pub struct ProgramInfo {
 }
 
 impl Programs {
-    fn start(
-        ebpf: &mut Ebpf,
-        btf: &Btf,
-        states: &[State],
-    ) -> Result<HashMap<&'static str, Links>, Failure> {
-        let wanted: Vec<_> =
-            HOOKS.iter().filter(|hook| needed(hook, |probe| states[probe].runs())).collect();
+    fn start(ebpf: &mut Ebpf, btf: &Btf, states: &[State]) -> Result<HashMap<&'static str, Links>, Failure> {
+        let wanted: Vec<_> = HOOKS.iter().filter(|hook| needed(hook, |probe| states[probe].runs())).collect();
         for hook in &wanted {
             load(ebpf, btf, hook).map_err(|error| Failure { program: hook.program, error })?;
         }
         let mut links = HashMap::new();
         for hook in &wanted {
-            let link =
-                attach(ebpf, hook).map_err(|error| Failure { program: hook.program, error })?;
+            let link = attach(ebpf, hook).map_err(|error| Failure { program: hook.program, error })?;
             links.insert(hook.program, link);
         }
         Ok(links)
@@ -482,8 +476,7 @@ fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<Links, ProgramError> {
         (Program::BtfTracePoint(program), Attach::Btf(_)) => program.attach().map(Links::Btf),
         (Program::RawTracePoint(program), Attach::Raw(names)) => {
             // Those that the kernel lacks are named in the probe's state.
-            let links: Vec<_> =
-                names.iter().filter_map(|name| program.attach(name).ok()).collect();
+            let links: Vec<_> = names.iter().filter_map(|name| program.attach(name).ok()).collect();
             Ok(Links::Raw(links))
         }
         (Program::PerfEvent(program), Attach::Software(event)) => {
@@ -492,8 +485,7 @@ fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<Links, ProgramError> {
                 Software::PageFaultsMajor => SoftwareEvent::PageFaultsMaj,
             };
             let mut links = Vec::new();
-            let online = aya::util::online_cpus()
-                .map_err(|(_, error)| ProgramError::IOError(error))?;
+            let online = aya::util::online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
             for cpu in online {
                 links.push(program.attach(
                     PerfEventConfig::Software(event),

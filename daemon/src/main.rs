@@ -9,11 +9,11 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 use tickscope::config::{self, Config};
+use tickscope::doctor;
 use tickscope::exit::Exit;
 use tickscope::exporter::json::Build;
 use tickscope::run::{self, chain};
 use tickscope::top::{self, Format};
-use tickscope::doctor;
 use tickscope_common::catalog::PROBES;
 
 /// Measures where a trading engine's microseconds go, from inside the kernel.
@@ -179,9 +179,10 @@ fn probes(format: Format) -> String {
     let mut text = String::new();
     for probe in PROBES {
         let on = if probe.default { "on by default" } else { "off by default" };
-        let label = probe.label.as_ref().map_or_else(String::new, |label| {
-            format!("\n    {}: {}", label.name, label.values.join(", "))
-        });
+        let label = probe
+            .label
+            .as_ref()
+            .map_or_else(String::new, |label| format!("\n    {}: {}", label.name, label.values.join(", ")));
         writeln!(
             text,
             "{} ({on}, Linux {} and newer)\n    {}{label}\n    not seen: {}\n    programs: {}\n",

@@ -132,9 +132,7 @@ impl Worker {
         let monotonic = clock_gettime(ClockId::Monotonic);
         let now = Now {
             monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
-            wall_ns: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_nanos() as u64),
+            wall_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
         };
         let snapshot = self.state.step(&reading, now);
         self.govern(&snapshot, now.monotonic_ns);

@@ -142,7 +142,9 @@ pub const OWN: &[Own] = &[
         help: "Share of one CPU that programs and daemon took together over the last minute.",
         kind: Gauge,
         labels: &[],
-        samples: |input| input.snapshot.overhead_cpu_ratio.map(|ratio| (Vec::new(), ratio)).into_iter().collect(),
+        samples: |input| {
+            input.snapshot.overhead_cpu_ratio.map(|ratio| (Vec::new(), ratio)).into_iter().collect()
+        },
     },
     Own {
         name: "tickscope_readings_total",
@@ -211,9 +213,7 @@ fn probes(input: &Input) -> impl Iterator<Item = (&'static str, &ProbeStatus)> {
 }
 
 fn by_probe(input: &Input, value: impl Fn(&ProbeStatus) -> Option<f64>) -> Vec<Sample> {
-    probes(input)
-        .filter_map(|(name, status)| Some((vec![name.to_owned()], value(status)?)))
-        .collect()
+    probes(input).filter_map(|(name, status)| Some((vec![name.to_owned()], value(status)?))).collect()
 }
 
 fn targets(input: &Input, value: impl Fn(&tickscope_core::TargetStatus) -> u64) -> Vec<Sample> {

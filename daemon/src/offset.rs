@@ -75,9 +75,7 @@ impl Facts {
         Self {
             fields: FIELDS.iter().map(|field| offset(btf, field)).collect(),
             tracepoints: names
-                .map(|name| {
-                    (*name, btf.tracepoint_arguments(name).map_err(|error| error.to_string()))
-                })
+                .map(|name| (*name, btf.tracepoint_arguments(name).map_err(|error| error.to_string())))
                 .collect(),
         }
     }

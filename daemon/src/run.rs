@@ -61,7 +61,9 @@ pub enum RunError {
     #[error("cannot use the log level {0:?}: write error, warn, info, debug or trace")]
     LogLevel(String),
     /// The address cannot be used.
-    #[error("cannot listen on {address}: is another tickscope running? choose another with --listen or listen.http")]
+    #[error(
+        "cannot listen on {address}: is another tickscope running? choose another with --listen or listen.http"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -108,10 +110,8 @@ impl Reloaded {
 pub fn run(flags: &Flags) -> Result<(), RunError> {
     let config = load(flags)?;
     log_to_stderr(flags)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::Start)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)?;
     runtime.block_on(serve(flags, config))
 }
 
@@ -131,10 +131,8 @@ fn log_to_stderr(flags: &Flags) -> Result<(), RunError> {
     let filter = tracing_subscriber::EnvFilter::try_new(&flags.log_level)
         .map_err(|_| RunError::LogLevel(flags.log_level.clone()))?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .with_writer(std::io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
     match flags.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -145,9 +143,7 @@ fn log_to_stderr(flags: &Flags) -> Result<(), RunError> {
 async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     // The port first: two daemons with one address should not both measure.
     let address = config.listen.http;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| RunError::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let address = listener.local_addr().map_err(RunError::Start)?;
     let (measuring, views) = Measuring::start(&config)?;
     report_start(&views, address);
@@ -155,11 +151,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     let (stop, stopped) = watch::channel(false);
     let (ask, mut asked) = mpsc::channel::<http::ReloadRequest>(1);
     let (tell_reloaded, reloaded) = watch::channel(Reloaded::now(true));
-    let state = http::Shared {
-        views,
-        reloaded,
-        reload: config.listen.reload_endpoint.then_some(ask),
-    };
+    let state = http::Shared { views, reloaded, reload: config.listen.reload_endpoint.then_some(ask) };
     let server = tokio::spawn(http::serve(listener, state, stopped));
     let mut signals = Signals::new().map_err(RunError::Start)?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);

@@ -13,12 +13,12 @@ use serde::Serialize;
 use tickscope_common::catalog::{HOOKS, PROBES};
 use tickscope_common::histogram::{CELLS, SLOTS};
 use tickscope_common::layout::{
-    Account, Comm, Control, Cpu, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_OUTLIER, Lifecycle,
-    MAX_PROBES, NO_TARGET, Outlier, Process, REASONS, Row, Work,
+    Account, Comm, Control, Cpu, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_OUTLIER, Lifecycle, MAX_PROBES,
+    NO_TARGET, Outlier, Process, REASONS, Row, Work,
 };
 use tickscope_core::{
-    Accounting, Cost, Culprit, Histogram, Lost, Measurements, Outlier as OutlierReading,
-    ProbeReading, ProbeState, RowReading, TargetReading,
+    Accounting, Cost, Culprit, Histogram, Lost, Measurements, Outlier as OutlierReading, ProbeReading,
+    ProbeState, RowReading, TargetReading,
 };
 use tracing::{debug, warn};
 
@@ -121,8 +121,7 @@ impl Source {
         let targets = Targets::new(&config.target);
         let mut loaded = Loaded::new(config, &kernel, targets.by_name_alone())?;
 
-        let mut control =
-            Control { active: 0, epoch: 1, outlier_above_ns: [u64::MAX; MAX_PROBES] };
+        let mut control = Control { active: 0, epoch: 1, outlier_above_ns: [u64::MAX; MAX_PROBES] };
         for (index, state) in loaded.states.iter().enumerate() {
             if state.runs() {
                 control.active |= 1 << index;
@@ -271,10 +270,8 @@ impl Source {
             self.outliers_lost += 1;
             return;
         }
-        let culprit = (record.culprit_comm[0] != 0).then(|| Culprit {
-            comm: name(&record.culprit_comm),
-            tgid: record.culprit_tgid,
-        });
+        let culprit = (record.culprit_comm[0] != 0)
+            .then(|| Culprit { comm: name(&record.culprit_comm), tgid: record.culprit_tgid });
         self.outliers.push_back(OutlierReading {
             probe: record.probe as usize,
             target: record.target as usize,
@@ -342,8 +339,7 @@ impl Source {
                 sys::task_storage_set(map, pidfd.as_fd(), &process)
                     .map(|()| self.targets.insert(tgid, target))
             }
-            None => sys::task_storage_clear(map, pidfd.as_fd())
-                .map(|()| self.targets.remove(tgid)),
+            None => sys::task_storage_clear(map, pidfd.as_fd()).map(|()| self.targets.remove(tgid)),
         };
         self.forget();
         if let Err(error) = result {
@@ -404,11 +400,8 @@ impl Source {
             }
         }
         let misses = self.loaded.programs().recursion_misses();
-        let lost = |source: &str, reason: &str, count| Lost {
-            source: source.into(),
-            reason: reason.into(),
-            count,
-        };
+        let lost =
+            |source: &str, reason: &str, count| Lost { source: source.into(), reason: reason.into(), count };
         let losses = vec![
             lost("ring", "full", lost_full - self.last.lost_full),
             lost("ring", "rate", lost_rate - self.last.lost_rate),

@@ -68,12 +68,7 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
     // SAFETY: `attr` is a whole bpf_attr; what it points to outlives the call, because the callers
     // hold it.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_long,
-            std::ptr::from_mut(attr),
-            size_of::<bpf_attr>(),
-        )
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

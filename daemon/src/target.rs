@@ -29,11 +29,7 @@ pub struct Counts {
 impl Targets {
     /// No process known yet.
     pub fn new(rules: &[Target]) -> Self {
-        Self {
-            rules: rules.to_vec(),
-            known: HashMap::new(),
-            counts: vec![Counts::default(); rules.len()],
-        }
+        Self { rules: rules.to_vec(), known: HashMap::new(), counts: vec![Counts::default(); rules.len()] }
     }
 
     /// The configured targets, in order.
@@ -142,9 +138,8 @@ fn paths(groups: &str) -> impl Iterator<Item = &str> {
 
 fn in_cgroup(groups: &str, prefix: &str) -> bool {
     let prefix = prefix.trim_end_matches('/');
-    paths(groups).any(|path| {
-        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
+    paths(groups)
+        .any(|path| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 fn in_unit(groups: &str, unit: &str) -> bool {
@@ -156,9 +151,7 @@ fn in_unit(groups: &str, unit: &str) -> bool {
 /// # Errors
 /// When `/proc` cannot be listed.
 pub fn all() -> io::Result<Vec<u32>> {
-    Ok(fs::read_dir("/proc")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect())
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
 #[cfg(test)]
@@ -166,8 +159,7 @@ mod tests {
     use super::*;
 
     const V2: &str = "0::/trading.slice/engine.service\n";
-    const HYBRID: &str =
-        "9:name=systemd:/trading.slice/engine.service\n4:memory:/pods/a:b\n0::/\n";
+    const HYBRID: &str = "9:name=systemd:/trading.slice/engine.service\n4:memory:/pods/a:b\n0::/\n";
 
     #[test]
     fn control_groups_of_both_versions() {

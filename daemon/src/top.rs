@@ -57,11 +57,10 @@ pub fn page(flags: &Flags) -> Result<String, Unreachable> {
 }
 
 fn get<T: DeserializeOwned>(url: &str, path: &str) -> Result<T, Unreachable> {
-    let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| Unreachable { url: url.into(), source };
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(5)))
-        .build()
-        .into();
+    let unreachable =
+        |source: Box<dyn std::error::Error + Send + Sync>| Unreachable { url: url.into(), source };
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
     let body = agent
         .get(format!("{}{path}", url.trim_end_matches('/')))
         .call()
@@ -181,9 +180,13 @@ mod tests {
 
     #[test]
     fn lengths_have_three_digits() {
-        for (seconds, text) in
-            [(6e-8, "60.0 ns"), (1.234e-6, "1.23 µs"), (123.4e-6, "123 µs"), (0.0204, "20.4 ms"), (1.5, "1.50 s")]
-        {
+        for (seconds, text) in [
+            (6e-8, "60.0 ns"),
+            (1.234e-6, "1.23 µs"),
+            (123.4e-6, "123 µs"),
+            (0.0204, "20.4 ms"),
+            (1.5, "1.50 s"),
+        ] {
             assert_eq!(length(seconds), text);
         }
     }

@@ -157,9 +157,7 @@ impl Book {
 
     /// The resting order `id`.
     pub fn order(&self, id: u64) -> Option<Order> {
-        self.index
-            .get(&id)
-            .map(|&slot| self.slots[slot as usize].order)
+        self.index.get(&id).map(|&slot| self.slots[slot as usize].order)
     }
 
     /// Best level of `side`.
@@ -174,16 +172,14 @@ impl Book {
 
     /// The order of `side` that trades next.
     pub fn front(&self, side: Side) -> Option<Order> {
-        self.best(side)
-            .map(|level| self.slots[level.head as usize].order)
+        self.best(side).map(|level| self.slots[level.head as usize].order)
     }
 
     /// Orders of `side`, in the order in which they would trade.
     pub fn orders(&self, side: Side) -> impl Iterator<Item = Order> {
         self.depth(side).flat_map(|level| {
             let first = self.slots.get(level.head as usize);
-            std::iter::successors(first, |slot| self.slots.get(slot.next as usize))
-                .map(|slot| slot.order)
+            std::iter::successors(first, |slot| self.slots.get(slot.next as usize)).map(|slot| slot.order)
         })
     }
 
@@ -195,10 +191,7 @@ impl Book {
         }
         let start = (seed % len as u64) as usize;
         let (head, tail) = self.slots.split_at(start);
-        tail.iter()
-            .chain(head)
-            .map(|slot| slot.order)
-            .find(|order| order.quantity > 0)
+        tail.iter().chain(head).map(|slot| slot.order).find(|order| order.quantity > 0)
     }
 
     /// Puts `order` at the end of its level's queue.
@@ -261,16 +254,11 @@ impl Book {
         if quantity == order.quantity {
             self.unlink(slot);
             let order = self.slots[slot as usize].order;
-            return Ok(Order {
-                quantity: 0,
-                ..order
-            });
+            return Ok(Order { quantity: 0, ..order });
         }
         order.quantity -= quantity;
         let order = *order;
-        let at = self
-            .find(order.side, order.price)
-            .expect("a resting order has a level");
+        let at = self.find(order.side, order.price).expect("a resting order has a level");
         self.levels_mut(order.side)[at].quantity -= u64::from(quantity);
         Ok(order)
     }
@@ -291,13 +279,7 @@ impl Book {
     ///
     /// # Errors
     /// As [`Book::add`] and [`Book::remove`]; the old order stays then.
-    pub fn replace(
-        &mut self,
-        id: u64,
-        new_id: u64,
-        quantity: u32,
-        price: u32,
-    ) -> Result<Order, BookError> {
+    pub fn replace(&mut self, id: u64, new_id: u64, quantity: u32, price: u32) -> Result<Order, BookError> {
         let old = self.order(id).ok_or(BookError::UnknownId)?;
         if quantity == 0 {
             return Err(BookError::Quantity);
@@ -311,13 +293,8 @@ impl Book {
             return Err(BookError::Crosses);
         }
         self.remove(id)?;
-        self.add(Order {
-            id: new_id,
-            quantity,
-            price,
-            ..old
-        })
-        .expect("what could fail was checked before the removal");
+        self.add(Order { id: new_id, quantity, price, ..old })
+            .expect("what could fail was checked before the removal");
         Ok(old)
     }
 
@@ -366,11 +343,7 @@ impl Book {
     }
 
     fn take_slot(&mut self, order: Order) -> u32 {
-        let filled = Slot {
-            order,
-            previous: NIL,
-            next: NIL,
-        };
+        let filled = Slot { order, previous: NIL, next: NIL };
         if self.free == NIL {
             self.slots.push(filled);
             return (self.slots.len() - 1) as u32;
@@ -383,15 +356,9 @@ impl Book {
 
     /// Takes a used slot out of its level and the index, and puts it on the free list.
     fn unlink(&mut self, slot: u32) {
-        let Slot {
-            order,
-            previous,
-            next,
-        } = self.slots[slot as usize];
+        let Slot { order, previous, next } = self.slots[slot as usize];
         self.index.remove(&order.id);
-        let at = self
-            .find(order.side, order.price)
-            .expect("a resting order has a level");
+        let at = self.find(order.side, order.price).expect("a resting order has a level");
         let level = &mut self.levels_mut(order.side)[at];
         level.orders -= 1;
         level.quantity -= u64::from(order.quantity);
@@ -448,13 +415,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn order(id: u64, side: Side, price: u32, quantity: u32) -> Order {
-        Order {
-            id,
-            owner: (id % 3) as u32,
-            side,
-            price,
-            quantity,
-        }
+        Order { id, owner: (id % 3) as u32, side, price, quantity }
     }
 
     /// The same book, written to be obviously right: a list in time order.
@@ -622,8 +583,7 @@ mod tests {
         let mut book = Book::with_capacity(64);
         let room = (book.slots.capacity(), book.index.capacity());
         for id in 0..100_000 {
-            book.add(order(id, Side::Buy, 100 + (id % 50) as u32, 1))
-                .unwrap();
+            book.add(order(id, Side::Buy, 100 + (id % 50) as u32, 1)).unwrap();
             if id >= 60 {
                 book.remove(id - 60).unwrap();
             }

@@ -12,10 +12,8 @@ pub fn now_ns() -> u64 {
 
 /// Sleeps until `CLOCK_MONOTONIC` shows `until_ns`, or a signal comes.
 pub fn sleep_until(until_ns: u64) {
-    let until = Timespec {
-        tv_sec: (until_ns / 1_000_000_000) as i64,
-        tv_nsec: (until_ns % 1_000_000_000) as i64,
-    };
+    let until =
+        Timespec { tv_sec: (until_ns / 1_000_000_000) as i64, tv_nsec: (until_ns % 1_000_000_000) as i64 };
     // The only error that can occur is the signal; the caller looks at the clock anyway.
     let _ = rustix::thread::clock_nanosleep_absolute(ClockId::Monotonic, &until);
 }
@@ -25,9 +23,7 @@ pub fn sleep_until(until_ns: u64) {
 /// # Errors
 /// What was expected, when the text is something else.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let seconds = match unit {
         "ms" => 0.001,

@@ -17,9 +17,7 @@ use crate::clock::parse_duration;
 use crate::error::Error;
 use crate::process::Stop;
 use crate::publisher::FlowArguments;
-use crate::report::{
-    DemoReport, EngineReport, ExchangeReport, Format, PublisherReport, VERSION, print,
-};
+use crate::report::{DemoReport, EngineReport, ExchangeReport, Format, PublisherReport, VERSION, print};
 use crate::{engine, exchange};
 
 /// How long a child may take to end after SIGTERM.
@@ -161,11 +159,7 @@ impl Process {
         }
         let mut child = command.spawn().map_err(Error::io(attempt()))?;
         let stdout = child.stdout.take().expect("stdout is piped");
-        Ok(Self {
-            name,
-            child,
-            stdout: BufReader::new(stdout),
-        })
+        Ok(Self { name, child, stdout: BufReader::new(stdout) })
     }
 
     /// The next line on its stdout. A child that ends instead has said why on stderr.
@@ -174,19 +168,13 @@ impl Process {
         (&mut self.stdout)
             .take(MAX_REPORT)
             .read_line(&mut line)
-            .map_err(Error::io(format!(
-                "cannot read from the {} process",
-                self.name
-            )))?;
+            .map_err(Error::io(format!("cannot read from the {} process", self.name)))?;
         if line.is_empty() {
             let status = self.wait()?;
             return Err(self.ended(status));
         }
         serde_json::from_str(&line).map_err(|error| {
-            Error::Failed(format!(
-                "the {} process printed something unexpected: {error}",
-                self.name
-            ))
+            Error::Failed(format!("the {} process printed something unexpected: {error}", self.name))
         })
     }
 
@@ -228,10 +216,7 @@ impl Process {
 
     fn ended(&self, status: ExitStatus) -> Error {
         match status.code().map(u8::try_from) {
-            Some(Ok(code)) if code != 0 => Error::Child {
-                name: self.name,
-                code,
-            },
+            Some(Ok(code)) if code != 0 => Error::Child { name: self.name, code },
             _ => Error::Failed(format!("the {} process ended early: {status}", self.name)),
         }
     }

@@ -43,12 +43,7 @@ const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where market data arrives (UDP); port 0 takes a free one
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_FEED",
-        default_value = "127.0.0.1:0",
-        value_name = "ADDRESS"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_FEED", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub feed: SocketAddr,
     /// The exchange's order entry (TCP)
     #[arg(long, env = "PAPER_ENGINE_EXCHANGE", value_name = "ADDRESS")]
@@ -68,39 +63,19 @@ pub struct RunArguments {
     #[arg(long, env = "PAPER_ENGINE_MODE", value_enum, default_value_t = Mode::Block)]
     pub mode: Mode,
     /// Risk: largest order, in shares
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_MAX_QUANTITY",
-        default_value_t = 1_000,
-        value_name = "SHARES"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_MAX_QUANTITY", default_value_t = 1_000, value_name = "SHARES")]
     pub max_quantity: u32,
     /// Risk: largest order, in units of the currency
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_MAX_NOTIONAL",
-        default_value_t = 200_000,
-        value_name = "AMOUNT"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_MAX_NOTIONAL", default_value_t = 200_000, value_name = "AMOUNT")]
     pub max_notional: u32,
     /// Risk: largest distance from the middle of the book, in basis points
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_COLLAR",
-        default_value_t = 500,
-        value_name = "BPS"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_COLLAR", default_value_t = 500, value_name = "BPS")]
     pub collar: u32,
     /// Risk: most orders within any second
     #[arg(long, env = "PAPER_ENGINE_MAX_RATE", default_value_t = 2_000, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub max_rate: u32,
     /// Risk: largest position, long or short, in shares
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_MAX_POSITION",
-        default_value_t = 500_000,
-        value_name = "SHARES"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_MAX_POSITION", default_value_t = 500_000, value_name = "SHARES")]
     pub max_position: u32,
 }
 
@@ -162,17 +137,12 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
     if announce {
         print_text(&json_line(&Ready { feed: address })?)?;
     } else {
-        eprintln!(
-            "paper-engine engine: market data on udp {address}, session with {}",
-            arguments.exchange
-        );
+        eprintln!("paper-engine engine: market data on udp {address}, session with {}", arguments.exchange);
     }
 
     let start_ns = now_ns();
     let (produce, consume) = rtrb::RingBuffer::new(RING);
-    let orders = stream
-        .try_clone()
-        .map_err(Error::io("cannot share the session between threads"))?;
+    let orders = stream.try_clone().map_err(Error::io("cannot share the session between threads"))?;
     let ack = spawn(ACK_THREAD, move || receive_acks(stream, frames, produce))?;
     let mut md = MarketData {
         feed,
@@ -213,9 +183,8 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
 /// # Errors
 /// When the address cannot be used.
 pub fn bind_feed(address: SocketAddr) -> Result<UdpSocket, Error> {
-    let socket = UdpSocket::bind(address).map_err(Error::unavailable(format!(
-        "cannot receive market data on udp {address}"
-    )))?;
+    let socket = UdpSocket::bind(address)
+        .map_err(Error::unavailable(format!("cannot receive market data on udp {address}")))?;
     // The kernel gives less than asked for when its limit is lower; what is lost is counted.
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER);
     Ok(socket)
@@ -228,9 +197,7 @@ fn connect(exchange: SocketAddr) -> Result<(TcpStream, FrameBuffer), Error> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PEER_TIMEOUT))?;
         stream.set_read_timeout(Some(PEER_TIMEOUT))?;
-        let login = Request::Login {
-            user: *b"engine    ",
-        };
+        let login = Request::Login { user: *b"engine    " };
         stream.write_all(login.encode().as_slice())?;
         let mut frames = FrameBuffer::default();
         loop {
@@ -248,9 +215,7 @@ fn connect(exchange: SocketAddr) -> Result<(TcpStream, FrameBuffer), Error> {
             }
         }
     };
-    log_in().map_err(Error::unavailable(format!(
-        "cannot open a session with the exchange {exchange}"
-    )))
+    log_in().map_err(Error::unavailable(format!("cannot open a session with the exchange {exchange}")))
 }
 
 /// A response and when its last byte was received, in ns.
@@ -375,10 +340,7 @@ fn receive_acks(
     let mut received_ns = now_ns();
     loop {
         while let Some(body) = frames.next_frame().map_err(io::Error::other)? {
-            let mut stamped = (
-                Response::parse(body).map_err(io::Error::other)?,
-                received_ns,
-            );
+            let mut stamped = (Response::parse(body).map_err(io::Error::other)?, received_ns);
             while let Err(rtrb::PushError::Full(back)) = responses.push(stamped) {
                 if responses.is_abandoned() {
                     return Ok(());
@@ -399,10 +361,7 @@ fn receive_acks(
 
 /// Nothing to receive now.
 fn is_no_data(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-    )
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 fn spawn<T: Send + 'static>(
@@ -416,7 +375,5 @@ fn spawn<T: Send + 'static>(
 }
 
 fn join<T>(thread: JoinHandle<T>) -> Result<T, Error> {
-    thread
-        .join()
-        .map_err(|_| Error::Failed("a thread of the engine panicked".to_owned()))
+    thread.join().map_err(|_| Error::Failed("a thread of the engine panicked".to_owned()))
 }

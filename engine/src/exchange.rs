@@ -31,10 +31,7 @@ const MAX_UNSENT: usize = 1024 * 1024;
 const DATAGRAMS_AT_ONCE: usize = 64;
 
 /// Longest wait, so that a stop is noticed and silent connections are.
-const WAIT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// Epoll's name of the listener; connections have the number of their place.
 const LISTENER: u64 = u64::MAX;
@@ -46,20 +43,10 @@ const FEED: u64 = u64::MAX - 1;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where sessions connect; port 0 takes a free one
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_LISTEN",
-        default_value = "127.0.0.1:0",
-        value_name = "ADDRESS"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub listen: SocketAddr,
     /// Where market data arrives (UDP); port 0 takes a free one
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_FEED",
-        default_value = "127.0.0.1:0",
-        value_name = "ADDRESS"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_FEED", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub feed: SocketAddr,
     /// How to print the report at the end
     #[arg(long, env = "PAPER_ENGINE_FORMAT", value_enum, default_value_t = Format::Text)]
@@ -80,10 +67,8 @@ pub struct Ready {
 /// # Errors
 /// When a socket cannot be opened, or waiting for them fails.
 pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Error> {
-    let listener = TcpListener::bind(arguments.listen).map_err(Error::unavailable(format!(
-        "cannot listen for sessions on tcp {}",
-        arguments.listen
-    )))?;
+    let listener = TcpListener::bind(arguments.listen)
+        .map_err(Error::unavailable(format!("cannot listen for sessions on tcp {}", arguments.listen)))?;
     let feed = crate::engine::bind_feed(arguments.feed)?;
     let ready = open(&listener, &feed).map_err(Error::io("cannot set up the sockets"))?;
     if announce {
@@ -105,26 +90,17 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
         outbox: Vec::new(),
         closed: 0,
     };
-    exchange
-        .serve(stop)
-        .map_err(Error::io("cannot wait for the sockets"))?;
+    exchange.serve(stop).map_err(Error::io("cannot wait for the sockets"))?;
     let mut counters = exchange.venue.counters();
     counters.closed = exchange.closed;
-    let report = ExchangeReport {
-        pid: std::process::id(),
-        elapsed_ns: now_ns() - start_ns,
-        counters,
-    };
+    let report = ExchangeReport { pid: std::process::id(), elapsed_ns: now_ns() - start_ns, counters };
     print(&report, arguments.format)
 }
 
 fn open(listener: &TcpListener, feed: &UdpSocket) -> io::Result<Ready> {
     listener.set_nonblocking(true)?;
     feed.set_nonblocking(true)?;
-    Ok(Ready {
-        listen: listener.local_addr()?,
-        feed: feed.local_addr()?,
-    })
+    Ok(Ready { listen: listener.local_addr()?, feed: feed.local_addr()? })
 }
 
 struct Exchange {
@@ -162,11 +138,7 @@ impl Exchange {
         let mut events = Vec::with_capacity(MAX_CONNECTIONS + 2);
         while !stop.is_set() {
             events.clear();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                Some(&WAIT),
-            ) {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&WAIT)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -197,13 +169,10 @@ impl Exchange {
                     continue;
                 }
             };
-            let ready = stream
-                .set_nonblocking(true)
-                .and_then(|()| stream.set_nodelay(true))
-                .and_then(|()| {
-                    let name = EventData::new_u64(at as u64);
-                    Ok(epoll::add(&self.epoll, &stream, name, EventFlags::IN)?)
-                });
+            let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).and_then(|()| {
+                let name = EventData::new_u64(at as u64);
+                Ok(epoll::add(&self.epoll, &stream, name, EventFlags::IN)?)
+            });
             if ready.is_ok() {
                 self.connections[at] = Some(Connection {
                     stream,
@@ -223,10 +192,9 @@ impl Exchange {
             match self.feed.recv(&mut buffer) {
                 Ok(len) => {
                     let outbox = &mut self.outbox;
-                    self.venue
-                        .on_datagram(&buffer[..len], now_ns(), |session, response| {
-                            outbox.push((session, response));
-                        });
+                    self.venue.on_datagram(&buffer[..len], now_ns(), |session, response| {
+                        outbox.push((session, response));
+                    });
                 }
                 Err(_) => return,
             }
@@ -251,11 +219,8 @@ impl Exchange {
     fn deliver(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox);
         for (session, response) in outbox.drain(..) {
-            let to = self
-                .connections
-                .iter_mut()
-                .flatten()
-                .find(|connection| connection.login.session == session);
+            let to =
+                self.connections.iter_mut().flatten().find(|connection| connection.login.session == session);
             if let Some(connection) = to {
                 let frame = response.encode();
                 connection.unsent.extend_from_slice(frame.as_slice());

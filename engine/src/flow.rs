@@ -148,9 +148,7 @@ impl Flow {
             draw < 0
         };
         // Few orders on a side: add one there, so that neither ever runs empty.
-        let thin = [Side::Buy, Side::Sell]
-            .into_iter()
-            .find(|&side| self.book.best(side).is_none());
+        let thin = [Side::Buy, Side::Sell].into_iter().find(|&side| self.book.best(side).is_none());
         if let Some(side) = thin {
             self.add(side)
         } else if hit(ADD - steer) {
@@ -180,71 +178,38 @@ impl Flow {
     }
 
     fn add(&mut self, side: Side) -> Body {
-        let order = Order {
-            id: self.next_id,
-            owner: 0,
-            side,
-            price: self.price(side),
-            quantity: self.quantity(),
-        };
+        let order =
+            Order { id: self.next_id, owner: 0, side, price: self.price(side), quantity: self.quantity() };
         self.next_id += 1;
-        self.book
-            .add(order)
-            .expect("the id is new, the price does not cross, and steering keeps room");
-        Body::Add {
-            id: order.id,
-            side,
-            quantity: order.quantity,
-            price: order.price,
-        }
+        self.book.add(order).expect("the id is new, the price does not cross, and steering keeps room");
+        Body::Add { id: order.id, side, quantity: order.quantity, price: order.price }
     }
 
     fn delete(&mut self) -> Body {
         let order = self.pick();
-        self.book
-            .remove(order.id)
-            .expect("a picked order rests in the book");
+        self.book.remove(order.id).expect("a picked order rests in the book");
         Body::Delete { id: order.id }
     }
 
     fn execute(&mut self) -> Body {
         let side = self.side();
-        let order = self
-            .book
-            .front(side)
-            .expect("neither side is empty when this is drawn");
-        let quantity = if self.random.below(4) == 0 && order.quantity > 1 {
-            order.quantity / 2
-        } else {
-            order.quantity
-        };
-        self.book
-            .reduce(order.id, quantity)
-            .expect("the front order has that quantity");
+        let order = self.book.front(side).expect("neither side is empty when this is drawn");
+        let quantity =
+            if self.random.below(4) == 0 && order.quantity > 1 { order.quantity / 2 } else { order.quantity };
+        self.book.reduce(order.id, quantity).expect("the front order has that quantity");
         self.trades += 1;
-        Body::Execute {
-            id: order.id,
-            quantity,
-            trade: self.trades,
-        }
+        Body::Execute { id: order.id, quantity, trade: self.trades }
     }
 
     fn cancel(&mut self) -> Body {
         let order = self.pick();
         if order.quantity == 1 {
-            self.book
-                .remove(order.id)
-                .expect("a picked order rests in the book");
+            self.book.remove(order.id).expect("a picked order rests in the book");
             return Body::Delete { id: order.id };
         }
         let quantity = order.quantity / 2;
-        self.book
-            .reduce(order.id, quantity)
-            .expect("a picked order has more than half its quantity");
-        Body::Cancel {
-            id: order.id,
-            quantity,
-        }
+        self.book.reduce(order.id, quantity).expect("a picked order has more than half its quantity");
+        Body::Cancel { id: order.id, quantity }
     }
 
     fn replace(&mut self) -> Body {
@@ -254,37 +219,21 @@ impl Flow {
         self.book
             .replace(order.id, new_id, quantity, price)
             .expect("the id is new and the price does not cross");
-        Body::Replace {
-            id: order.id,
-            new_id,
-            quantity,
-            price,
-        }
+        Body::Replace { id: order.id, new_id, quantity, price }
     }
 
     fn trade(&mut self) -> Body {
         self.trades += 1;
-        Body::Trade {
-            side: self.side(),
-            quantity: self.quantity(),
-            price: self.anchor,
-            trade: self.trades,
-        }
+        Body::Trade { side: self.side(), quantity: self.quantity(), price: self.anchor, trade: self.trades }
     }
 
     fn pick(&mut self) -> Order {
         let seed = self.random.next();
-        self.book
-            .pick(seed)
-            .expect("neither side is empty when this is drawn")
+        self.book.pick(seed).expect("neither side is empty when this is drawn")
     }
 
     fn side(&mut self) -> Side {
-        if self.random.below(2) == 0 {
-            Side::Buy
-        } else {
-            Side::Sell
-        }
+        if self.random.below(2) == 0 { Side::Buy } else { Side::Sell }
     }
 
     /// Round lots of 100 to 500 shares.
@@ -316,10 +265,7 @@ impl Iterator for Flow {
     type Item = Planned;
 
     fn next(&mut self) -> Option<Planned> {
-        Some(Planned {
-            gap_ns: self.gap_ns(),
-            body: self.body(),
-        })
+        Some(Planned { gap_ns: self.gap_ns(), body: self.body() })
     }
 }
 
@@ -370,10 +316,7 @@ mod tests {
 
     /// Mean in ns and coefficient of variation of the gaps, and the most messages within 1 ms.
     fn timing(seed: u64, rate: f64) -> (f64, f64, usize) {
-        let gaps: Vec<u64> = warm(seed, rate)
-            .take(MESSAGES)
-            .map(|planned| planned.gap_ns)
-            .collect();
+        let gaps: Vec<u64> = warm(seed, rate).take(MESSAGES).map(|planned| planned.gap_ns).collect();
         let n = gaps.len() as f64;
         let mean = gaps.iter().sum::<u64>() as f64 / n;
         let variance = gaps.iter().map(|&g| (g as f64 - mean).powi(2)).sum::<f64>() / n;
@@ -391,18 +334,9 @@ mod tests {
 
     #[test]
     fn gaps_have_the_measured_statistics() {
-        for (seed, rate) in [
-            (1, 26.0),
-            (2, 272.0),
-            (3, 1_000.0),
-            (4, 2_000.0),
-            (5, 5_000.0),
-        ] {
+        for (seed, rate) in [(1, 26.0), (2, 272.0), (3, 1_000.0), (4, 2_000.0), (5, 5_000.0)] {
             let (mean, variation, fullest) = timing(seed, rate);
-            assert!(
-                (mean * rate / 1e9 - 1.0).abs() < 0.05,
-                "{rate}/s: mean {mean} ns"
-            );
+            assert!((mean * rate / 1e9 - 1.0).abs() < 0.05, "{rate}/s: mean {mean} ns");
             assert!((3.0..3.8).contains(&variation), "{rate}/s: CV {variation}");
             assert!((60..=130).contains(&fullest), "{rate}/s: {fullest} in a ms");
         }
@@ -415,25 +349,13 @@ mod tests {
     fn types_have_the_measured_mix() {
         let mut counts: HashMap<_, usize> = HashMap::new();
         for planned in warm(7, 1_000.0).take(MESSAGES) {
-            *counts
-                .entry(std::mem::discriminant(&planned.body))
-                .or_default() += 1;
+            *counts.entry(std::mem::discriminant(&planned.body)).or_default() += 1;
         }
-        let share =
-            |body: Body| 100.0 * counts[&std::mem::discriminant(&body)] as f64 / MESSAGES as f64;
+        let share = |body: Body| 100.0 * counts[&std::mem::discriminant(&body)] as f64 / MESSAGES as f64;
         let (id, quantity, trade, price, side) = (0, 0, 0, 0, Side::Buy);
-        let add = share(Body::Add {
-            id,
-            side,
-            quantity,
-            price,
-        });
+        let add = share(Body::Add { id, side, quantity, price });
         let delete = share(Body::Delete { id });
-        let execute = share(Body::Execute {
-            id,
-            quantity,
-            trade,
-        });
+        let execute = share(Body::Execute { id, quantity, trade });
         assert!((46.0..50.0).contains(&add), "add {add} %");
         assert!((43.0..47.0).contains(&delete), "delete {delete} %");
         assert!((3.5..5.5).contains(&execute), "execute {execute} %");

@@ -85,10 +85,7 @@ pub struct Matcher {
 impl Matcher {
     /// A matcher with an empty book for at most `capacity` resting orders.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self {
-            book: Book::with_capacity(capacity),
-            trades: 0,
-        }
+        Self { book: Book::with_capacity(capacity), trades: 0 }
     }
 
     /// The resting orders.
@@ -113,19 +110,11 @@ impl Matcher {
             && taker.side.crosses(taker.price, maker.price)
         {
             let quantity = taker.quantity.min(maker.quantity);
-            let maker = self
-                .book
-                .reduce(maker.id, quantity)
-                .expect("the front order rests and has that quantity");
+            let maker =
+                self.book.reduce(maker.id, quantity).expect("the front order rests and has that quantity");
             taker.quantity -= quantity;
             self.trades += 1;
-            emit(Event::Filled(Fill {
-                maker,
-                taker,
-                price: maker.price,
-                quantity,
-                trade: self.trades,
-            }));
+            emit(Event::Filled(Fill { maker, taker, price: maker.price, quantity, trade: self.trades }));
         }
         if taker.quantity == 0 {
             return;
@@ -135,10 +124,9 @@ impl Matcher {
             TimeInForce::Day if self.book.is_full() => {
                 emit(Event::Canceled(taker, CancelReason::BookFull));
             }
-            TimeInForce::Day => self
-                .book
-                .add(taker)
-                .expect("the order is valid, there is room and nothing left to cross"),
+            TimeInForce::Day => {
+                self.book.add(taker).expect("the order is valid, there is room and nothing left to cross")
+            }
         }
     }
 
@@ -313,13 +301,7 @@ mod tests {
         apply(
             matcher,
             &Step::Submit(NewOrder {
-                order: Order {
-                    id,
-                    owner: 0,
-                    side,
-                    price,
-                    quantity,
-                },
+                order: Order { id, owner: 0, side, price, quantity },
                 time_in_force: TimeInForce::Day,
             }),
         )
@@ -334,13 +316,7 @@ mod tests {
         let events = apply(
             &mut matcher,
             &Step::Submit(NewOrder {
-                order: Order {
-                    id: 3,
-                    owner: 0,
-                    side: Side::Sell,
-                    price: 101,
-                    quantity: 10,
-                },
+                order: Order { id: 3, owner: 0, side: Side::Sell, price: 101, quantity: 10 },
                 time_in_force: TimeInForce::Ioc,
             }),
         );
@@ -348,20 +324,8 @@ mod tests {
             events[..],
             [
                 Event::Accepted(_),
-                Event::Filled(Fill {
-                    quantity: 3,
-                    price: 101,
-                    trade: 2,
-                    ..
-                }),
-                Event::Canceled(
-                    Order {
-                        id: 3,
-                        quantity: 7,
-                        ..
-                    },
-                    CancelReason::ImmediateOrCancel
-                ),
+                Event::Filled(Fill { quantity: 3, price: 101, trade: 2, .. }),
+                Event::Canceled(Order { id: 3, quantity: 7, .. }, CancelReason::ImmediateOrCancel),
             ]
         ));
         assert!(matcher.book().is_empty());
@@ -372,9 +336,6 @@ mod tests {
         let mut matcher = Matcher::with_capacity(1);
         submit(&mut matcher, 1, Side::Buy, 100, 1);
         let events = submit(&mut matcher, 2, Side::Buy, 99, 1);
-        assert!(matches!(
-            events[1],
-            Event::Canceled(_, CancelReason::BookFull)
-        ));
+        assert!(matches!(events[1], Event::Canceled(_, CancelReason::BookFull)));
     }
 }

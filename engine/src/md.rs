@@ -51,12 +51,7 @@ pub struct Message {
 #[expect(missing_docs, reason = "the fields are named as in the book")]
 pub enum Body {
     /// An order rests.
-    Add {
-        id: u64,
-        side: Side,
-        quantity: u32,
-        price: u32,
-    },
+    Add { id: u64, side: Side, quantity: u32, price: u32 },
     /// A resting order traded, wholly or in part.
     Execute { id: u64, quantity: u32, trade: u64 },
     /// A resting order got smaller.
@@ -64,19 +59,9 @@ pub enum Body {
     /// A resting order is gone.
     Delete { id: u64 },
     /// A resting order was replaced and lost its priority.
-    Replace {
-        id: u64,
-        new_id: u64,
-        quantity: u32,
-        price: u32,
-    },
+    Replace { id: u64, new_id: u64, quantity: u32, price: u32 },
     /// A hidden order traded.
-    Trade {
-        side: Side,
-        quantity: u32,
-        price: u32,
-        trade: u64,
-    },
+    Trade { side: Side, quantity: u32, price: u32, trade: u64 },
 }
 
 /// Why bytes are not market data.
@@ -107,36 +92,18 @@ impl Message {
             Body::Replace { .. } => b'U',
             Body::Trade { .. } => b'P',
         };
-        let out = Writer::default()
-            .u8(kind)
-            .u16(self.symbol)
-            .u64(self.timestamp_ns);
+        let out = Writer::default().u8(kind).u16(self.symbol).u64(self.timestamp_ns);
         match self.body {
-            Body::Add {
-                id,
-                side,
-                quantity,
-                price,
-            } => out.u64(id).u8(side_byte(side)).u32(quantity).u32(price),
-            Body::Execute {
-                id,
-                quantity,
-                trade,
-            } => out.u64(id).u32(quantity).u64(trade),
+            Body::Add { id, side, quantity, price } => {
+                out.u64(id).u8(side_byte(side)).u32(quantity).u32(price)
+            }
+            Body::Execute { id, quantity, trade } => out.u64(id).u32(quantity).u64(trade),
             Body::Cancel { id, quantity } => out.u64(id).u32(quantity),
             Body::Delete { id } => out.u64(id),
-            Body::Replace {
-                id,
-                new_id,
-                quantity,
-                price,
-            } => out.u64(id).u64(new_id).u32(quantity).u32(price),
-            Body::Trade {
-                side,
-                quantity,
-                price,
-                trade,
-            } => out.u8(side_byte(side)).u32(quantity).u32(price).u64(trade),
+            Body::Replace { id, new_id, quantity, price } => out.u64(id).u64(new_id).u32(quantity).u32(price),
+            Body::Trade { side, quantity, price, trade } => {
+                out.u8(side_byte(side)).u32(quantity).u32(price).u64(trade)
+            }
         }
     }
 
@@ -159,15 +126,8 @@ impl Message {
                 quantity: from.u32()?,
                 price: from.u32()?,
             },
-            b'E' => Body::Execute {
-                id: from.u64()?,
-                quantity: from.u32()?,
-                trade: from.u64()?,
-            },
-            b'X' => Body::Cancel {
-                id: from.u64()?,
-                quantity: from.u32()?,
-            },
+            b'E' => Body::Execute { id: from.u64()?, quantity: from.u32()?, trade: from.u64()? },
+            b'X' => Body::Cancel { id: from.u64()?, quantity: from.u32()? },
             b'D' => Body::Delete { id: from.u64()? },
             b'U' => Body::Replace {
                 id: from.u64()?,
@@ -183,11 +143,7 @@ impl Message {
             },
             _ => return None,
         };
-        from.0.is_empty().then_some(Self {
-            symbol,
-            timestamp_ns,
-            body,
-        })
+        from.0.is_empty().then_some(Self { symbol, timestamp_ns, body })
     }
 }
 
@@ -228,13 +184,7 @@ impl<'a> Packet<'a> {
         if !from.0.is_empty() {
             return Err(MdError::Trailing);
         }
-        Ok(Self {
-            session,
-            sequence,
-            count,
-            end_of_session,
-            messages,
-        })
+        Ok(Self { session, sequence, count, end_of_session, messages })
     }
 
     /// The messages in order.
@@ -258,17 +208,10 @@ pub struct Datagram {
 impl Datagram {
     /// A datagram without messages: a heartbeat, when sent as it is.
     pub fn new(session: Session, sequence: u64) -> Self {
-        let header = Writer::<HEADER>::default()
-            .put(&session)
-            .u64(sequence)
-            .u16(0);
+        let header = Writer::<HEADER>::default().put(&session).u64(sequence).u16(0);
         let mut bytes = [0; MAX_DATAGRAM];
         bytes[..HEADER].copy_from_slice(header.as_slice());
-        Self {
-            bytes,
-            len: HEADER,
-            count: 0,
-        }
+        Self { bytes, len: HEADER, count: 0 }
     }
 
     /// The datagram that ends a session before message `sequence`.
@@ -328,9 +271,7 @@ impl Sequencer {
     /// Takes note of a datagram. Its messages count as seen from now on, those missed before it as
     /// lost for good.
     pub fn accept(&mut self, packet: &Packet<'_>) -> Arrival {
-        let new_session = self
-            .session
-            .is_some_and(|session| session != packet.session);
+        let new_session = self.session.is_some_and(|session| session != packet.session);
         if new_session {
             self.last = 0;
         }
@@ -380,11 +321,7 @@ mod tests {
                 quantity,
                 price
             }),
-            (n(), m(), n()).prop_map(|(id, quantity, trade)| Body::Execute {
-                id,
-                quantity,
-                trade
-            }),
+            (n(), m(), n()).prop_map(|(id, quantity, trade)| Body::Execute { id, quantity, trade }),
             (n(), m()).prop_map(|(id, quantity)| Body::Cancel { id, quantity }),
             n().prop_map(|id| Body::Delete { id }),
             (n(), n(), m(), m()).prop_map(|(id, new_id, quantity, price)| Body::Replace {
@@ -473,13 +410,7 @@ mod tests {
     }
 
     fn packet(session: Session, sequence: u64, count: u16) -> Packet<'static> {
-        Packet {
-            session,
-            sequence,
-            count,
-            end_of_session: false,
-            messages: Reader(&[]),
-        }
+        Packet { session, sequence, count, end_of_session: false, messages: Reader(&[]) }
     }
 
     #[test]
@@ -504,10 +435,7 @@ mod tests {
         assert_eq!(Packet::parse(&bytes).unwrap_err(), MdError::Trailing);
         assert_eq!(Packet::parse(&bytes[..19]).unwrap_err(), MdError::Truncated);
         let zero = Datagram::new(SESSION, 0);
-        assert_eq!(
-            Packet::parse(zero.as_slice()).unwrap_err(),
-            MdError::Sequence
-        );
+        assert_eq!(Packet::parse(zero.as_slice()).unwrap_err(), MdError::Sequence);
         assert_eq!(Message::parse(b"Z").unwrap_err(), MdError::Message);
     }
 }

@@ -28,10 +28,7 @@ pub struct OpenOrders {
 impl OpenOrders {
     /// A table of `size` places; at least one.
     pub fn new(size: usize) -> Self {
-        Self {
-            places: vec![None; size.max(1)].into_boxed_slice(),
-            len: 0,
-        }
+        Self { places: vec![None; size.max(1)].into_boxed_slice(), len: 0 }
     }
 
     /// Number of open orders.
@@ -58,9 +55,7 @@ impl OpenOrders {
 
     /// The open order `reference`.
     pub fn order(&mut self, reference: u32) -> Option<&mut OpenOrder> {
-        self.places[self.place(reference)]
-            .as_mut()
-            .filter(|order| order.reference == reference)
+        self.places[self.place(reference)].as_mut().filter(|order| order.reference == reference)
     }
 
     /// Forgets a finished order.
@@ -83,13 +78,7 @@ mod tests {
     #[test]
     fn a_place_is_free_again_when_its_order_is_finished() {
         let mut orders = OpenOrders::new(4);
-        let order = |reference| OpenOrder {
-            reference,
-            side: Side::Buy,
-            open: 1,
-            sent_ns: 0,
-            acked: false,
-        };
+        let order = |reference| OpenOrder { reference, side: Side::Buy, open: 1, sent_ns: 0, acked: false };
         orders.insert(order(1));
         assert!(!orders.has_room(5) && orders.has_room(6));
         assert_eq!(orders.order(5), None);

@@ -177,9 +177,7 @@ impl Request {
     pub fn parse(body: &[u8]) -> Result<Self, FrameError> {
         complete(body, |from| {
             Some(match from.u8()? {
-                b'L' => Self::Login {
-                    user: from.bytes()?,
-                },
+                b'L' => Self::Login { user: from.bytes()? },
                 b'O' => Self::Enter(EnterOrder {
                     reference: from.u32()?,
                     side: match from.u8()? {
@@ -196,9 +194,7 @@ impl Request {
                         _ => return None,
                     },
                 }),
-                b'X' => Self::Cancel {
-                    reference: from.u32()?,
-                },
+                b'X' => Self::Cancel { reference: from.u32()? },
                 _ => return None,
             })
         })
@@ -215,26 +211,18 @@ impl Response {
                 Refusal::Full => b'F',
                 Refusal::Malformed => b'M',
             }),
-            Self::Order {
-                timestamp_ns,
-                reference,
-                update,
-            } => {
+            Self::Order { timestamp_ns, reference, update } => {
                 let head = |kind, len: u16| frame(kind, 12 + len).u64(timestamp_ns).u32(reference);
                 match update {
                     Update::Accepted => head(b'A', 0),
-                    Update::Executed {
-                        quantity,
-                        price,
-                        trade,
-                    } => head(b'E', 16).u32(quantity).u32(price).u64(trade),
-                    Update::Canceled { quantity, reason } => {
-                        head(b'C', 5).u32(quantity).u8(match reason {
-                            CancelReason::Requested => b'U',
-                            CancelReason::ImmediateOrCancel => b'I',
-                            CancelReason::BookFull => b'F',
-                        })
+                    Update::Executed { quantity, price, trade } => {
+                        head(b'E', 16).u32(quantity).u32(price).u64(trade)
                     }
+                    Update::Canceled { quantity, reason } => head(b'C', 5).u32(quantity).u8(match reason {
+                        CancelReason::Requested => b'U',
+                        CancelReason::ImmediateOrCancel => b'I',
+                        CancelReason::BookFull => b'F',
+                    }),
                     Update::Rejected(reason) => head(b'J', 1).u8(match reason {
                         Reject::Reference => b'R',
                         Reject::Symbol => b'S',
@@ -257,9 +245,7 @@ impl Response {
             let kind = from.u8()?;
             match kind {
                 b'l' => {
-                    return Some(Self::LoggedIn {
-                        session: from.u32()?,
-                    });
+                    return Some(Self::LoggedIn { session: from.u32()? });
                 }
                 b'j' => {
                     return Some(Self::Refused(match from.u8()? {
@@ -275,11 +261,7 @@ impl Response {
             let reference = from.u32()?;
             let update = match kind {
                 b'A' => Update::Accepted,
-                b'E' => Update::Executed {
-                    quantity: from.u32()?,
-                    price: from.u32()?,
-                    trade: from.u64()?,
-                },
+                b'E' => Update::Executed { quantity: from.u32()?, price: from.u32()?, trade: from.u64()? },
                 b'C' => Update::Canceled {
                     quantity: from.u32()?,
                     reason: match from.u8()? {
@@ -300,11 +282,7 @@ impl Response {
                 }),
                 _ => return None,
             };
-            Some(Self::Order {
-                timestamp_ns,
-                reference,
-                update,
-            })
+            Some(Self::Order { timestamp_ns, reference, update })
         })
     }
 }
@@ -319,11 +297,7 @@ pub struct FrameBuffer {
 
 impl Default for FrameBuffer {
     fn default() -> Self {
-        Self {
-            bytes: vec![0; BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
+        Self { bytes: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 }
     }
 }
 
@@ -370,10 +344,7 @@ fn frame(kind: u8, fields: u16) -> Frame {
 }
 
 /// Runs `read` over `body` and insists that it takes all of it.
-fn complete<T>(
-    body: &[u8],
-    read: impl FnOnce(&mut Reader<'_>) -> Option<T>,
-) -> Result<T, FrameError> {
+fn complete<T>(body: &[u8], read: impl FnOnce(&mut Reader<'_>) -> Option<T>) -> Result<T, FrameError> {
     let mut from = Reader(body);
     match read(&mut from) {
         Some(value) if from.0.is_empty() => Ok(value),
@@ -397,18 +368,9 @@ mod tests {
         );
         prop_oneof![
             any::<[u8; 10]>().prop_map(|user| Request::Login { user }),
-            enter.prop_map(
-                |(reference, side, quantity, symbol, price, time_in_force)| Request::Enter(
-                    EnterOrder {
-                        reference,
-                        side,
-                        quantity,
-                        symbol,
-                        price,
-                        time_in_force
-                    }
-                )
-            ),
+            enter.prop_map(|(reference, side, quantity, symbol, price, time_in_force)| Request::Enter(
+                EnterOrder { reference, side, quantity, symbol, price, time_in_force }
+            )),
             any::<u32>().prop_map(|reference| Request::Cancel { reference }),
         ]
     }
@@ -429,15 +391,9 @@ mod tests {
         ];
         let update = prop_oneof![
             Just(Update::Accepted),
-            (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(quantity, price, trade)| {
-                Update::Executed {
-                    quantity,
-                    price,
-                    trade,
-                }
-            }),
-            (any::<u32>(), reason)
-                .prop_map(|(quantity, reason)| Update::Canceled { quantity, reason }),
+            (any::<u32>(), any::<u32>(), any::<u64>())
+                .prop_map(|(quantity, price, trade)| { Update::Executed { quantity, price, trade } }),
+            (any::<u32>(), reason).prop_map(|(quantity, reason)| Update::Canceled { quantity, reason }),
             reject.prop_map(Update::Rejected),
         ];
         prop_oneof![
@@ -446,11 +402,7 @@ mod tests {
             Just(Response::Refused(Refusal::Full)),
             Just(Response::Refused(Refusal::Malformed)),
             (any::<u64>(), any::<u32>(), update).prop_map(|(timestamp_ns, reference, update)| {
-                Response::Order {
-                    timestamp_ns,
-                    reference,
-                    update,
-                }
+                Response::Order { timestamp_ns, reference, update }
             }),
         ]
     }

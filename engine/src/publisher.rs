@@ -28,13 +28,7 @@ const END_GAP: Duration = Duration::from_millis(10);
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Receivers, as ADDRESS:PORT; repeat it or separate with commas. All get every datagram
-    #[arg(
-        long,
-        env = "PAPER_ENGINE_TO",
-        required = true,
-        value_delimiter = ',',
-        value_name = "ADDRESS"
-    )]
+    #[arg(long, env = "PAPER_ENGINE_TO", required = true, value_delimiter = ',', value_name = "ADDRESS")]
     pub to: Vec<SocketAddr>,
     #[command(flatten)]
     /// What to send.
@@ -74,8 +68,7 @@ pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
     } else {
         ([0_u8; 4], 0).into()
     };
-    let socket = UdpSocket::bind(any)
-        .map_err(Error::unavailable("cannot open a UDP socket to send from"))?;
+    let socket = UdpSocket::bind(any).map_err(Error::unavailable("cannot open a UDP socket to send from"))?;
     // The default slack of 50 us would blur every gap that is shorter.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
     let start_ns = now_ns();
@@ -147,11 +140,7 @@ impl Publisher<'_> {
             while datagram.count() < arguments.batch
                 && due_ns <= now
                 && self.next_sequence <= last
-                && datagram.push(&Message {
-                    symbol: crate::SYMBOL,
-                    timestamp_ns: now,
-                    body: upcoming.body,
-                })
+                && datagram.push(&Message { symbol: crate::SYMBOL, timestamp_ns: now, body: upcoming.body })
             {
                 self.next_sequence += 1;
                 self.lateness.record(now - due_ns);

@@ -75,28 +75,12 @@ impl Latencies {
     /// Name, endpoints and values, in the order of the way.
     fn rows(&self) -> [(&'static str, &'static str, &LatencySummary); 6] {
         [
-            (
-                "feed_to_recv",
-                "feed send stamp -> recv return",
-                &self.feed_to_recv,
-            ),
+            ("feed_to_recv", "feed send stamp -> recv return", &self.feed_to_recv),
             ("recv", "recv call -> return with data", &self.recv),
-            (
-                "recv_empty",
-                "recv call -> return without data",
-                &self.recv_empty,
-            ),
-            (
-                "tick_to_order",
-                "recv return -> send call",
-                &self.tick_to_order,
-            ),
+            ("recv_empty", "recv call -> return without data", &self.recv_empty),
+            ("tick_to_order", "recv return -> send call", &self.tick_to_order),
             ("send", "send call -> return", &self.send),
-            (
-                "order_to_ack",
-                "send call -> ack recv return",
-                &self.order_to_ack,
-            ),
+            ("order_to_ack", "send call -> ack recv return", &self.order_to_ack),
         ]
     }
 }
@@ -270,10 +254,7 @@ impl Report for PublisherReport {
             self.seed,
             self.send_errors,
         );
-        table(
-            &mut out,
-            &[("lateness", "due -> send call", &self.lateness)],
-        );
+        table(&mut out, &[("lateness", "due -> send call", &self.lateness)]);
         out
     }
 }
@@ -362,9 +343,7 @@ pub fn print(report: &impl Report, format: Format) -> Result<(), Error> {
 /// As [`print`].
 pub fn print_text(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(Error::io("cannot write to stdout"))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::io("cannot write to stdout"))
 }
 
 /// A value as one line of JSON.

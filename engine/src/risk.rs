@@ -93,12 +93,7 @@ impl Risk {
     ///
     /// # Errors
     /// The first reason that applies, in the order of [`Denied::ALL`].
-    pub fn check(
-        &mut self,
-        order: &EnterOrder,
-        middle: Option<u32>,
-        now_ns: u64,
-    ) -> Result<(), Denied> {
+    pub fn check(&mut self, order: &EnterOrder, middle: Option<u32>, now_ns: u64) -> Result<(), Denied> {
         let limits = &self.limits;
         if self.killed {
             return Err(Denied::KillSwitch);
@@ -180,23 +175,11 @@ mod tests {
     use crate::matching::TimeInForce;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits {
-        quantity: 100,
-        notional: 100 * 10_500,
-        collar_bps: 500,
-        rate: 5,
-        position: 300,
-    };
+    const LIMITS: Limits =
+        Limits { quantity: 100, notional: 100 * 10_500, collar_bps: 500, rate: 5, position: 300 };
 
     fn order(reference: u32, side: Side, quantity: u32, price: u32) -> EnterOrder {
-        EnterOrder {
-            reference,
-            side,
-            quantity,
-            symbol: 1,
-            price,
-            time_in_force: TimeInForce::Ioc,
-        }
+        EnterOrder { reference, side, quantity, symbol: 1, price, time_in_force: TimeInForce::Ioc }
     }
 
     #[test]
@@ -211,41 +194,17 @@ mod tests {
         let middle = Some(10_000);
         let check = |order: EnterOrder, middle| Risk::new(LIMITS).check(&order, middle, 0);
         assert_eq!(check(order(1, Side::Buy, 100, 10_500), middle), Ok(()));
-        assert_eq!(
-            check(order(0, Side::Buy, 100, 10_000), middle),
-            Err(Denied::DuplicateId)
-        );
-        assert_eq!(
-            check(order(1, Side::Buy, 101, 10_000), middle),
-            Err(Denied::Quantity)
-        );
-        assert_eq!(
-            check(order(1, Side::Buy, 0, 10_000), middle),
-            Err(Denied::Quantity)
-        );
-        assert_eq!(
-            check(order(1, Side::Buy, 100, 10_501), middle),
-            Err(Denied::Notional)
-        );
-        assert_eq!(
-            check(order(1, Side::Buy, 1, 10_501), middle),
-            Err(Denied::Collar)
-        );
+        assert_eq!(check(order(0, Side::Buy, 100, 10_000), middle), Err(Denied::DuplicateId));
+        assert_eq!(check(order(1, Side::Buy, 101, 10_000), middle), Err(Denied::Quantity));
+        assert_eq!(check(order(1, Side::Buy, 0, 10_000), middle), Err(Denied::Quantity));
+        assert_eq!(check(order(1, Side::Buy, 100, 10_501), middle), Err(Denied::Notional));
+        assert_eq!(check(order(1, Side::Buy, 1, 10_501), middle), Err(Denied::Collar));
         assert_eq!(check(order(1, Side::Sell, 1, 9_500), middle), Ok(()));
-        assert_eq!(
-            check(order(1, Side::Sell, 1, 9_499), middle),
-            Err(Denied::Collar)
-        );
-        assert_eq!(
-            check(order(1, Side::Buy, 1, 10_000), None),
-            Err(Denied::Collar)
-        );
+        assert_eq!(check(order(1, Side::Sell, 1, 9_499), middle), Err(Denied::Collar));
+        assert_eq!(check(order(1, Side::Buy, 1, 10_000), None), Err(Denied::Collar));
         let mut risk = Risk::new(LIMITS);
         risk.kill();
-        assert_eq!(
-            risk.check(&order(1, Side::Buy, 1, 10_000), middle, 0),
-            Err(Denied::KillSwitch)
-        );
+        assert_eq!(risk.check(&order(1, Side::Buy, 1, 10_000), middle, 0), Err(Denied::KillSwitch));
     }
 
     #[test]
@@ -253,10 +212,7 @@ mod tests {
         let mut risk = Risk::new(LIMITS);
         let first = order(7, Side::Buy, 1, 10_000);
         assert_eq!(risk.check(&first, Some(10_000), 0), Ok(()));
-        assert_eq!(
-            risk.check(&first, Some(10_000), 0),
-            Err(Denied::DuplicateId)
-        );
+        assert_eq!(risk.check(&first, Some(10_000), 0), Err(Denied::DuplicateId));
     }
 
     #[test]

@@ -33,10 +33,7 @@ pub struct Imbalance {
 impl Imbalance {
     /// What to do about the book as it is now.
     pub fn decide(&mut self, book: &Book) -> Option<Intent> {
-        let top = book
-            .best(Side::Buy)
-            .copied()
-            .zip(book.best(Side::Sell).copied());
+        let top = book.best(Side::Buy).copied().zip(book.best(Side::Sell).copied());
         if top == self.last {
             return None;
         }
@@ -48,11 +45,7 @@ impl Imbalance {
             imbalance if imbalance <= -THRESHOLD => (Side::Sell, bid.price),
             _ => return None,
         };
-        Some(Intent {
-            side,
-            price,
-            quantity: QUANTITY,
-        })
+        Some(Intent { side, price, quantity: QUANTITY })
     }
 }
 
@@ -62,14 +55,7 @@ mod tests {
     use crate::book::Order;
 
     fn add(book: &mut Book, id: u64, side: Side, price: u32, quantity: u32) {
-        book.add(Order {
-            id,
-            owner: 0,
-            side,
-            price,
-            quantity,
-        })
-        .unwrap();
+        book.add(Order { id, owner: 0, side, price, quantity }).unwrap();
     }
 
     #[test]
@@ -80,11 +66,7 @@ mod tests {
         add(&mut book, 1, Side::Buy, 99, 300);
         assert_eq!(strategy.decide(&book), None, "one side is empty");
         add(&mut book, 2, Side::Sell, 101, 100);
-        let buy = Intent {
-            side: Side::Buy,
-            price: 101,
-            quantity: QUANTITY,
-        };
+        let buy = Intent { side: Side::Buy, price: 101, quantity: QUANTITY };
         assert_eq!(strategy.decide(&book), Some(buy));
         assert_eq!(strategy.decide(&book), None, "nothing changed");
         add(&mut book, 3, Side::Sell, 102, 900);
@@ -92,13 +74,6 @@ mod tests {
         add(&mut book, 4, Side::Sell, 101, 200);
         assert_eq!(strategy.decide(&book), None, "balanced");
         book.reduce(1, 200).unwrap();
-        assert_eq!(
-            strategy.decide(&book),
-            Some(Intent {
-                side: Side::Sell,
-                price: 99,
-                ..buy
-            })
-        );
+        assert_eq!(strategy.decide(&book), Some(Intent { side: Side::Sell, price: 99, ..buy }));
     }
 }

@@ -78,10 +78,7 @@ impl Trader {
         if arrival.missed > 0 || arrival.new_session {
             self.book.clear();
         }
-        let mut decision = Decision {
-            end_of_session: packet.end_of_session,
-            ..Decision::default()
-        };
+        let mut decision = Decision { end_of_session: packet.end_of_session, ..Decision::default() };
         if packet.count == 0 {
             self.counters.heartbeats += 1;
         }
@@ -112,10 +109,7 @@ impl Trader {
     /// Takes a response that was received at `now_ns`. Returns the round trip in ns when it is the
     /// ack of an order: accepted or rejected.
     pub fn on_response(&mut self, response: &Response, now_ns: u64) -> Option<u64> {
-        let &Response::Order {
-            reference, update, ..
-        } = response
-        else {
+        let &Response::Order { reference, update, .. } = response else {
             self.counters.unexpected_responses += 1;
             return None;
         };
@@ -193,28 +187,16 @@ impl Trader {
             return;
         }
         let applied = match message.body {
-            Body::Add {
-                id,
-                side,
-                quantity,
-                price,
-            } => self.book.add(Order {
-                id,
-                owner: 0,
-                side,
-                price,
-                quantity,
-            }),
+            Body::Add { id, side, quantity, price } => {
+                self.book.add(Order { id, owner: 0, side, price, quantity })
+            }
             Body::Execute { id, quantity, .. } | Body::Cancel { id, quantity } => {
                 self.book.reduce(id, quantity).map(drop)
             }
             Body::Delete { id } => self.book.remove(id).map(drop),
-            Body::Replace {
-                id,
-                new_id,
-                quantity,
-                price,
-            } => self.book.replace(id, new_id, quantity, price).map(drop),
+            Body::Replace { id, new_id, quantity, price } => {
+                self.book.replace(id, new_id, quantity, price).map(drop)
+            }
             Body::Trade { .. } => Ok(()),
         };
         match applied {
@@ -272,30 +254,17 @@ mod tests {
 
     const SESSION: [u8; 10] = *b"TEST000001";
 
-    const LIMITS: Limits = Limits {
-        quantity: 1_000,
-        notional: 1_000_000_000,
-        collar_bps: 500,
-        rate: 1_000,
-        position: 100_000,
-    };
+    const LIMITS: Limits =
+        Limits { quantity: 1_000, notional: 1_000_000_000, collar_bps: 500, rate: 1_000, position: 100_000 };
 
     fn datagram(sequence: u64, body: Body) -> Datagram {
         let mut datagram = Datagram::new(SESSION, sequence);
-        assert!(datagram.push(&Message {
-            symbol: 1,
-            timestamp_ns: sequence,
-            body,
-        }));
+        assert!(datagram.push(&Message { symbol: 1, timestamp_ns: sequence, body }));
         datagram
     }
 
     fn update(reference: u32, update: Update) -> Response {
-        Response::Order {
-            timestamp_ns: 0,
-            reference,
-            update,
-        }
+        Response::Order { timestamp_ns: 0, reference, update }
     }
 
     /// Runs a flow through a trader, leaving out the messages `lost` says; orders fill at once.
@@ -317,11 +286,7 @@ mod tests {
                 trader.sent(order.reference, now + 5);
                 let accepted = update(order.reference, Update::Accepted);
                 assert_eq!(trader.on_response(&accepted, now + 12), Some(7));
-                let executed = Update::Executed {
-                    quantity: order.quantity,
-                    price: order.price,
-                    trade: 1,
-                };
+                let executed = Update::Executed { quantity: order.quantity, price: order.price, trade: 1 };
                 let executed = update(order.reference, executed);
                 assert_eq!(trader.on_response(&executed, now + 20), None);
             }
@@ -374,12 +339,7 @@ mod tests {
         for (sequence, (side, quantity, price)) in
             (1..).zip([(Side::Sell, 100, 10_100), (Side::Buy, 900, 10_000)])
         {
-            let body = Body::Add {
-                id: sequence,
-                side,
-                quantity,
-                price,
-            };
+            let body = Body::Add { id: sequence, side, quantity, price };
             let decision = trader.on_datagram(datagram(sequence, body).as_slice(), 0);
             if let Some(order) = decision.order {
                 trader.sent(order.reference, 0);
@@ -392,11 +352,7 @@ mod tests {
     #[test]
     fn responses_that_cannot_be_are_counted_and_change_nothing() {
         let (mut trader, order) = with_open_order();
-        let executed = |quantity| Update::Executed {
-            quantity,
-            price: order.price,
-            trade: 1,
-        };
+        let executed = |quantity| Update::Executed { quantity, price: order.price, trade: 1 };
         let strange = [
             Response::LoggedIn { session: 1 },
             update(99, Update::Accepted),
@@ -405,15 +361,8 @@ mod tests {
         for response in &strange {
             assert_eq!(trader.on_response(response, 0), None);
         }
-        assert_eq!(
-            trader.on_response(&update(order.reference, Update::Accepted), 3),
-            Some(3)
-        );
-        for impossible in [
-            Update::Accepted,
-            Update::Rejected(Reject::Symbol),
-            executed(101),
-        ] {
+        assert_eq!(trader.on_response(&update(order.reference, Update::Accepted), 3), Some(3));
+        for impossible in [Update::Accepted, Update::Rejected(Reject::Symbol), executed(101)] {
             let response = update(order.reference, impossible);
             assert_eq!(trader.on_response(&response, 0), None);
         }
@@ -431,12 +380,7 @@ mod tests {
         trader.kill();
         let delete = datagram(3, Body::Delete { id: 2 });
         trader.on_datagram(delete.as_slice(), 0);
-        let add = Body::Add {
-            id: 9,
-            side: Side::Buy,
-            quantity: 900,
-            price: 10_000,
-        };
+        let add = Body::Add { id: 9, side: Side::Buy, quantity: 900, price: 10_000 };
         let decision = trader.on_datagram(datagram(4, add).as_slice(), 0);
         assert_eq!(decision.order, None);
         let counters = trader.counters();

@@ -74,12 +74,7 @@ impl Venue {
                 self.sessions += 1;
                 login.session = self.sessions;
                 self.counters.sessions += 1;
-                emit(
-                    login.session,
-                    Response::LoggedIn {
-                        session: login.session,
-                    },
-                );
+                emit(login.session, Response::LoggedIn { session: login.session });
             }
             (Request::Login { .. }, _) | (_, 0) => return Err(Refusal::Login),
             (&Request::Enter(enter), session) => {
@@ -92,10 +87,7 @@ impl Venue {
                 };
                 if let Some(reason) = rejected {
                     self.counters.rejected += 1;
-                    emit(
-                        session,
-                        update(now_ns, enter.reference, Update::Rejected(reason)),
-                    );
+                    emit(session, update(now_ns, enter.reference, Update::Rejected(reason)));
                     return Ok(());
                 }
                 let order = Order {
@@ -114,10 +106,7 @@ impl Venue {
                 });
                 if canceled.is_err() {
                     self.counters.rejected += 1;
-                    emit(
-                        session,
-                        update(now_ns, reference, Update::Rejected(Reject::NotLive)),
-                    );
+                    emit(session, update(now_ns, reference, Update::Rejected(Reject::NotLive)));
                 }
             }
         }
@@ -126,12 +115,7 @@ impl Venue {
 
     /// Takes a market data datagram at `now_ns`; fills of resting session orders go to `emit`.
     /// Returns whether it ends the market data session.
-    pub fn on_datagram(
-        &mut self,
-        datagram: &[u8],
-        now_ns: u64,
-        mut emit: impl FnMut(u32, Response),
-    ) -> bool {
+    pub fn on_datagram(&mut self, datagram: &[u8], now_ns: u64, mut emit: impl FnMut(u32, Response)) -> bool {
         let Ok(packet) = Packet::parse(datagram) else {
             self.counters.malformed += 1;
             return false;
@@ -158,8 +142,7 @@ impl Venue {
     pub fn on_disconnect(&mut self, login: Login) {
         if login.session != 0 {
             let counters = &mut self.counters;
-            self.matcher
-                .cancel_owner(login.session, |_| counters.canceled += 1);
+            self.matcher.cancel_owner(login.session, |_| counters.canceled += 1);
         }
     }
 
@@ -179,19 +162,8 @@ impl Venue {
             Body::Add { id, .. } | Body::Replace { new_id: id, .. } if !is_market(id) => {
                 self.counters.malformed += 1;
             }
-            Body::Add {
-                id,
-                side,
-                quantity,
-                price,
-            } => {
-                let order = Order {
-                    id,
-                    owner: MARKET,
-                    side,
-                    price,
-                    quantity,
-                };
+            Body::Add { id, side, quantity, price } => {
+                let order = Order { id, owner: MARKET, side, price, quantity };
                 self.submit(order, TimeInForce::Day, now_ns, emit);
             }
             Body::Execute { id, quantity, .. } | Body::Cancel { id, quantity } => {
@@ -203,19 +175,9 @@ impl Venue {
             Body::Delete { id } => {
                 self.take_market(id);
             }
-            Body::Replace {
-                id,
-                new_id,
-                quantity,
-                price,
-            } => {
+            Body::Replace { id, new_id, quantity, price } => {
                 if let Some(old) = self.take_market(id) {
-                    let order = Order {
-                        id: new_id,
-                        quantity,
-                        price,
-                        ..old
-                    };
+                    let order = Order { id: new_id, quantity, price, ..old };
                     self.submit(order, TimeInForce::Day, now_ns, emit);
                 }
             }
@@ -231,12 +193,8 @@ impl Venue {
         emit: &mut impl FnMut(u32, Response),
     ) {
         let counters = &mut self.counters;
-        let new = NewOrder {
-            order,
-            time_in_force,
-        };
-        self.matcher
-            .submit(new, |event| translate(counters, &event, now_ns, emit));
+        let new = NewOrder { order, time_in_force };
+        self.matcher.submit(new, |event| translate(counters, &event, now_ns, emit));
     }
 
     /// Takes a market order off the book; paper fills may have taken it before.
@@ -258,11 +216,7 @@ fn order_id(session: u32, reference: u32) -> u64 {
 }
 
 fn update(timestamp_ns: u64, reference: u32, update: Update) -> Response {
-    Response::Order {
-        timestamp_ns,
-        reference,
-        update,
-    }
+    Response::Order { timestamp_ns, reference, update }
 }
 
 /// Turns what the matcher did into responses for the sessions concerned.
@@ -284,11 +238,7 @@ fn translate(
             tell(order, Update::Accepted);
         }
         Event::Filled(fill) => {
-            let executed = Update::Executed {
-                quantity: fill.quantity,
-                price: fill.price,
-                trade: fill.trade,
-            };
+            let executed = Update::Executed { quantity: fill.quantity, price: fill.price, trade: fill.trade };
             counters.fills += ours(&fill.maker) + ours(&fill.taker);
             tell(&fill.maker, executed);
             tell(&fill.taker, executed);
@@ -329,11 +279,7 @@ mod tests {
 
     fn feed(venue: &mut Venue, sequence: u64, body: Body) -> Vec<(u32, Response)> {
         let mut datagram = Datagram::new(SESSION, sequence);
-        assert!(datagram.push(&Message {
-            symbol: 1,
-            timestamp_ns: 0,
-            body,
-        }));
+        assert!(datagram.push(&Message { symbol: 1, timestamp_ns: 0, body }));
         let mut out = Vec::new();
         venue.on_datagram(datagram.as_slice(), 0, |session, response| {
             out.push((session, response));
@@ -342,14 +288,7 @@ mod tests {
     }
 
     fn enter(reference: u32, side: Side, price: u32, quantity: u32) -> EnterOrder {
-        EnterOrder {
-            reference,
-            side,
-            quantity,
-            symbol: 1,
-            price,
-            time_in_force: TimeInForce::Day,
-        }
+        EnterOrder { reference, side, quantity, symbol: 1, price, time_in_force: TimeInForce::Day }
     }
 
     fn logged_in(venue: &mut Venue) -> Login {
@@ -367,15 +306,9 @@ mod tests {
         let mut login = Login::default();
         let cancel = Request::Cancel { reference: 1 };
         let login_request = Request::Login { user: [b' '; 10] };
-        assert_eq!(
-            venue.on_request(&mut login, &cancel, 0, |_, _| {}),
-            Err(Refusal::Login)
-        );
+        assert_eq!(venue.on_request(&mut login, &cancel, 0, |_, _| {}), Err(Refusal::Login));
         let mut login = logged_in(&mut venue);
-        assert_eq!(
-            venue.on_request(&mut login, &login_request, 0, |_, _| {}),
-            Err(Refusal::Login)
-        );
+        assert_eq!(venue.on_request(&mut login, &login_request, 0, |_, _| {}), Err(Refusal::Login));
     }
 
     #[test]
@@ -383,38 +316,11 @@ mod tests {
         let mut venue = Venue::new(1);
         let mut a = logged_in(&mut venue);
         let mut b = logged_in(&mut venue);
-        feed(
-            &mut venue,
-            1,
-            Body::Add {
-                id: 7,
-                side: Side::Sell,
-                quantity: 100,
-                price: 500,
-            },
-        );
-        let executed = |quantity, price, trade| Update::Executed {
-            quantity,
-            price,
-            trade,
-        };
-        let out = request(
-            &mut venue,
-            &mut a,
-            Request::Enter(enter(1, Side::Buy, 510, 150)),
-        );
-        assert_eq!(
-            out,
-            [
-                (1, update(0, 1, Update::Accepted)),
-                (1, update(0, 1, executed(100, 500, 1))),
-            ]
-        );
-        let out = request(
-            &mut venue,
-            &mut b,
-            Request::Enter(enter(1, Side::Sell, 505, 20)),
-        );
+        feed(&mut venue, 1, Body::Add { id: 7, side: Side::Sell, quantity: 100, price: 500 });
+        let executed = |quantity, price, trade| Update::Executed { quantity, price, trade };
+        let out = request(&mut venue, &mut a, Request::Enter(enter(1, Side::Buy, 510, 150)));
+        assert_eq!(out, [(1, update(0, 1, Update::Accepted)), (1, update(0, 1, executed(100, 500, 1))),]);
+        let out = request(&mut venue, &mut b, Request::Enter(enter(1, Side::Sell, 505, 20)));
         assert_eq!(
             out,
             [
@@ -425,21 +331,10 @@ mod tests {
         );
         // The market trades into the resting order; the paper-filled order 7 is unknown by now.
         feed(&mut venue, 2, Body::Delete { id: 7 });
-        let body = Body::Add {
-            id: 8,
-            side: Side::Sell,
-            quantity: 10,
-            price: 510,
-        };
-        assert_eq!(
-            feed(&mut venue, 3, body),
-            [(1, update(0, 1, executed(10, 510, 3)))]
-        );
+        let body = Body::Add { id: 8, side: Side::Sell, quantity: 10, price: 510 };
+        assert_eq!(feed(&mut venue, 3, body), [(1, update(0, 1, executed(10, 510, 3)))]);
         let out = request(&mut venue, &mut a, Request::Cancel { reference: 1 });
-        let canceled = Update::Canceled {
-            quantity: 20,
-            reason: CancelReason::Requested,
-        };
+        let canceled = Update::Canceled { quantity: 20, reason: CancelReason::Requested };
         assert_eq!(out, [(1, update(0, 1, canceled))]);
         let out = request(&mut venue, &mut b, Request::Cancel { reference: 1 });
         assert_eq!(out, [(2, update(0, 1, Update::Rejected(Reject::NotLive)))]);
@@ -455,15 +350,7 @@ mod tests {
         let mut reject = |order: EnterOrder| {
             let out = request(&mut venue, &mut login, Request::Enter(order));
             match out[..] {
-                [
-                    (
-                        1,
-                        Response::Order {
-                            update: Update::Rejected(reason),
-                            ..
-                        },
-                    ),
-                ] => Some(reason),
+                [(1, Response::Order { update: Update::Rejected(reason), .. })] => Some(reason),
                 _ => None,
             }
         };
@@ -471,17 +358,8 @@ mod tests {
         let next = |reference| EnterOrder { reference, ..good };
         assert_eq!(reject(good), None);
         assert_eq!(reject(good), Some(Reject::Reference));
-        assert_eq!(
-            reject(EnterOrder {
-                symbol: 2,
-                ..next(6)
-            }),
-            Some(Reject::Symbol)
-        );
-        let empty = EnterOrder {
-            quantity: 0,
-            ..next(7)
-        };
+        assert_eq!(reject(EnterOrder { symbol: 2, ..next(6) }), Some(Reject::Symbol));
+        let empty = EnterOrder { quantity: 0, ..next(7) };
         assert!(matches!(reject(empty), Some(Reject::Book(_))));
         assert_eq!(reject(next(6)), Some(Reject::Reference));
     }

@@ -52,10 +52,7 @@ pub struct Writer<const N: usize> {
 
 impl<const N: usize> Default for Writer<N> {
     fn default() -> Self {
-        Self {
-            bytes: [0; N],
-            len: 0,
-        }
+        Self { bytes: [0; N], len: 0 }
     }
 }
 

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 use paper_engine::book::Side;
 use paper_engine::exchange::Ready;
 use paper_engine::matching::TimeInForce;
-use paper_engine::order_entry::{
-    EnterOrder, FrameBuffer, Refusal, Reject, Request, Response, Update,
-};
+use paper_engine::order_entry::{EnterOrder, FrameBuffer, Refusal, Reject, Request, Response, Update};
 use paper_engine::report::{DemoReport, ExchangeReport, PublisherReport};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -24,11 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn paper_engine(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_paper-engine"));
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -59,12 +53,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Everything published is accounted for, every order acked once, every histogram complete.
 fn check(report: &DemoReport) {
-    let DemoReport {
-        publisher,
-        engine,
-        exchange,
-        ..
-    } = report;
+    let DemoReport { publisher, engine, exchange, .. } = report;
     let counters = &engine.counters;
     let latencies = &engine.latencies;
     println!("seed {}: {counters:?}", report.seed);
@@ -72,10 +61,7 @@ fn check(report: &DemoReport) {
     assert_eq!(publisher.send_errors, 0);
     assert_eq!(publisher.lateness.count, publisher.published);
     assert_eq!(counters.ticks, publisher.published - counters.missed);
-    assert_eq!(
-        exchange.counters.ticks,
-        publisher.published - exchange.counters.missed
-    );
+    assert_eq!(exchange.counters.ticks, publisher.published - exchange.counters.missed);
     let wrong = [
         counters.malformed_datagrams,
         counters.malformed_messages,
@@ -88,18 +74,12 @@ fn check(report: &DemoReport) {
     assert_eq!(wrong, [0; 7]);
     if counters.missed == 0 {
         assert_eq!(counters.unknown_orders, 0);
-        assert_eq!(
-            counters.datagrams - counters.heartbeats,
-            publisher.datagrams
-        );
+        assert_eq!(counters.datagrams - counters.heartbeats, publisher.datagrams);
     }
 
     assert!(counters.orders > 0);
     assert_eq!(counters.accepted + counters.rejected, counters.orders);
-    assert_eq!(
-        (counters.unexpected_responses, counters.open_orders),
-        (0, 0)
-    );
+    assert_eq!((counters.unexpected_responses, counters.open_orders), (0, 0));
     assert_eq!(exchange.counters.orders, counters.orders);
     assert_eq!(exchange.counters.accepted, counters.accepted);
     assert_eq!(exchange.counters.fills, counters.fills);
@@ -109,10 +89,7 @@ fn check(report: &DemoReport) {
     assert_eq!(latencies.send.count, counters.orders);
     assert_eq!(latencies.order_to_ack.count, counters.orders);
     assert_eq!(latencies.recv.count, counters.datagrams);
-    assert_eq!(
-        latencies.feed_to_recv.count,
-        counters.datagrams - counters.heartbeats
-    );
+    assert_eq!(latencies.feed_to_recv.count, counters.datagrams - counters.heartbeats);
     for latency in [
         latencies.tick_to_order,
         latencies.send,
@@ -141,9 +118,7 @@ fn demo_accounts_for_everything_in_spin_mode() {
 }
 
 fn demo_accounts_for_everything(mode: &str) {
-    let output = run(&[
-        "demo", "--for", "2s", "--format", "json", "--mode", mode, "--seed", "7",
-    ]);
+    let output = run(&["demo", "--for", "2s", "--format", "json", "--mode", mode, "--seed", "7"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let report: DemoReport = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((report.mode.as_str(), report.seed), (mode, 7));
@@ -198,19 +173,13 @@ fn a_dead_child_ends_the_demo_with_an_error() {
 /// Waits until a demo has started its children, and returns their pids: engine, exchange, publisher.
 fn demo_pids(child: &mut Child) -> Vec<u32> {
     let mut line = String::new();
-    BufReader::new(child.stderr.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    line.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|word| word.parse().ok())
-        .collect()
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
 }
 
 #[test]
 fn a_closed_pipe_is_a_clean_end() {
-    let mut child = paper_engine(&["publish", "--to", "127.0.0.1:9", "--count", "1"])
-        .spawn()
-        .unwrap();
+    let mut child = paper_engine(&["publish", "--to", "127.0.0.1:9", "--count", "1"]).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -224,8 +193,7 @@ fn the_same_seed_publishes_the_same_bytes() {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             let to = socket.local_addr().unwrap().to_string();
             let child = paper_engine(&[
-                "publish", "--to", &to, "--count", "200", "--seed", "3", "--rate", "5000",
-                "--format", "json",
+                "publish", "--to", &to, "--count", "200", "--seed", "3", "--rate", "5000", "--format", "json",
             ])
             .spawn()
             .unwrap();
@@ -263,25 +231,13 @@ fn bad_input_has_the_right_exit_code_and_says_what_is_wrong() {
         (&["dance"], 2, "dance"),
         (&["publish"], 2, "--to"),
         (&["publish", "--to", "nowhere"], 2, "nowhere"),
-        (
-            &["publish", "--to", "127.0.0.1:9", "--rate", "0"],
-            2,
-            "messages per second",
-        ),
-        (
-            &["publish", "--to", "127.0.0.1:9", "--batch", "0"],
-            2,
-            "batch",
-        ),
+        (&["publish", "--to", "127.0.0.1:9", "--rate", "0"], 2, "messages per second"),
+        (&["publish", "--to", "127.0.0.1:9", "--batch", "0"], 2, "batch"),
         (&["demo", "--for", "soon"], 2, "duration"),
         (&["demo", "--mode", "sleep"], 2, "block, spin"),
         (&["engine"], 2, "--exchange"),
         (&["engine", "--exchange", nobody], 69, "Connection refused"),
-        (
-            &["engine", "--exchange", nobody, "--feed", &udp],
-            69,
-            "in use",
-        ),
+        (&["engine", "--exchange", nobody, "--feed", &udp], 69, "in use"),
         // Somebody listens there, but never answers the login.
         (&["engine", "--exchange", &tcp], 69, "cannot open a session"),
         (&["exchange", "--feed", &udp], 69, "in use"),
@@ -299,19 +255,12 @@ fn bad_input_has_the_right_exit_code_and_says_what_is_wrong() {
 #[test]
 fn an_engine_ends_when_its_exchange_does() {
     let exchange = Exchange::start();
-    let mut engine = paper_engine(&[
-        "engine",
-        "--format",
-        "json",
-        "--exchange",
-        &exchange.ready.listen.to_string(),
-    ])
-    .spawn()
-    .unwrap();
+    let mut engine =
+        paper_engine(&["engine", "--format", "json", "--exchange", &exchange.ready.listen.to_string()])
+            .spawn()
+            .unwrap();
     // Its first line says that it has logged in.
-    BufReader::new(engine.stderr.as_mut().unwrap())
-        .read_line(&mut String::new())
-        .unwrap();
+    BufReader::new(engine.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
     let report = exchange.stop();
     assert_eq!(report.counters.sessions, 1);
     let output = engine.wait_with_output().unwrap();
@@ -328,16 +277,10 @@ struct Exchange {
 impl Exchange {
     fn start() -> Self {
         let parent = std::process::id().to_string();
-        let mut child = paper_engine(&["exchange", "--format", "json", "--parent", &parent])
-            .spawn()
-            .unwrap();
+        let mut child = paper_engine(&["exchange", "--format", "json", "--parent", &parent]).spawn().unwrap();
         // Byte by byte, so that nothing of the report is read ahead and lost.
         let stdout = child.stdout.as_mut().unwrap();
-        let line: Vec<u8> = stdout
-            .bytes()
-            .map(Result::unwrap)
-            .take_while(|byte| *byte != b'\n')
-            .collect();
+        let line: Vec<u8> = stdout.bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n').collect();
         let ready = serde_json::from_slice(&line).unwrap();
         Self { child, ready }
     }
@@ -359,17 +302,12 @@ impl Client {
     fn connect(exchange: SocketAddr) -> Self {
         let stream = TcpStream::connect(exchange).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            stream,
-            frames: FrameBuffer::default(),
-        }
+        Self { stream, frames: FrameBuffer::default() }
     }
 
     fn logged_in(exchange: SocketAddr) -> Self {
         let mut client = Self::connect(exchange);
-        client.send(Request::Login {
-            user: *b"tester    ",
-        });
+        client.send(Request::Login { user: *b"tester    " });
         assert!(matches!(client.next(), Some(Response::LoggedIn { .. })));
         client
     }
@@ -393,9 +331,7 @@ impl Client {
 
     fn update(&mut self) -> (u32, Update) {
         match self.next() {
-            Some(Response::Order {
-                reference, update, ..
-            }) => (reference, update),
+            Some(Response::Order { reference, update, .. }) => (reference, update),
             other => panic!("{other:?}"),
         }
     }
@@ -424,28 +360,16 @@ fn sessions_trade_with_each_other_however_their_bytes_come() {
     }
     assert_eq!(a.update(), (1, Update::Accepted));
     // … and many at once.
-    let orders: Vec<u8> = (1..=5)
-        .flat_map(|reference| {
-            enter(reference, Side::Sell, 10)
-                .encode()
-                .as_slice()
-                .to_vec()
-        })
-        .collect();
+    let orders: Vec<u8> =
+        (1..=5).flat_map(|reference| enter(reference, Side::Sell, 10).encode().as_slice().to_vec()).collect();
     b.stream.write_all(&orders).unwrap();
     for reference in 1..=5 {
         assert_eq!(b.update(), (reference, Update::Accepted));
         assert!(matches!(b.update(), (n, Update::Executed { quantity: 10, .. }) if n == reference));
-        assert!(matches!(
-            a.update(),
-            (1, Update::Executed { quantity: 10, .. })
-        ));
+        assert!(matches!(a.update(), (1, Update::Executed { quantity: 10, .. })));
     }
     a.send(Request::Cancel { reference: 1 });
-    assert!(matches!(
-        a.update(),
-        (1, Update::Canceled { quantity: 50, .. })
-    ));
+    assert!(matches!(a.update(), (1, Update::Canceled { quantity: 50, .. })));
     b.send(enter(5, Side::Sell, 10));
     assert_eq!(b.update(), (5, Update::Rejected(Reject::Reference)));
     let report = exchange.stop();
@@ -459,12 +383,7 @@ fn garbage_closes_its_own_connection_only() {
     let at = exchange.ready.listen;
     let mut good = Client::logged_in(at);
     let oversize: &[u8] = &[0xff, 0xff, b'O', 0];
-    for garbage in [
-        oversize,
-        &[0, 0],
-        b"GET / HTTP/1.1\r\n\r\n",
-        &[0, 2, b'?', 1],
-    ] {
+    for garbage in [oversize, &[0, 0], b"GET / HTTP/1.1\r\n\r\n", &[0, 2, b'?', 1]] {
         let mut client = Client::connect(at);
         client.stream.write_all(garbage).unwrap();
         assert_eq!(client.next(), Some(Response::Refused(Refusal::Malformed)));
@@ -504,9 +423,8 @@ fn a_peer_that_does_not_read_is_closed() {
     let mut client = Client::logged_in(exchange.ready.listen);
     client.stream.set_write_timeout(Some(PATIENCE)).unwrap();
     // Each is rejected, so nothing but the unread answers piles up.
-    let orders: Vec<u8> = (0..1_000)
-        .flat_map(|_| enter(0, Side::Buy, 1).encode().as_slice().to_vec())
-        .collect();
+    let orders: Vec<u8> =
+        (0..1_000).flat_map(|_| enter(0, Side::Buy, 1).encode().as_slice().to_vec()).collect();
     let start = Instant::now();
     while client.stream.write_all(&orders).is_ok() {
         assert!(start.elapsed() < 3 * PATIENCE, "never closed");

@@ -116,7 +116,8 @@ fn packages(wanted: &[(&str, &str)]) -> Result<()> {
     }
     let list = missing.join(" ");
     if output("apt-get", &["--version"]).is_none() {
-        let what = format!("missing: {list} (Debian's names), and there is no apt-get: install them your way");
+        let what =
+            format!("missing: {list} (Debian's names), and there is no apt-get: install them your way");
         return Err(Missing { what, exit: 69 }.into());
     }
     let sudo = !is_root();

@@ -56,8 +56,14 @@ fn stages(quick: bool, count: &mut Count) -> Result<()> {
     })?;
     stage("unit and property tests", || {
         // Of the privileged package only what needs no privilege is built here.
-        let arguments =
-            ["test", "--locked", "--quiet", "--workspace", "--exclude=tickscope-probes", "--exclude=tickscope-tests"];
+        let arguments = [
+            "test",
+            "--locked",
+            "--quiet",
+            "--workspace",
+            "--exclude=tickscope-probes",
+            "--exclude=tickscope-tests",
+        ];
         counted(&mut cargo(&arguments), count)
     })?;
     if !is_root() {
@@ -78,8 +84,16 @@ fn stages(quick: bool, count: &mut Count) -> Result<()> {
         return Ok(());
     }
     stage("end-to-end tests", || {
-        process::run(&mut cargo(&["build", "--locked", "--quiet", "--package=paper-engine", "--package=tickscope", "--bins"]))?;
-        let mut command = cargo(&["test", "--locked", "--quiet", "--package=tickscope-tests", "--test=end_to_end"]);
+        process::run(&mut cargo(&[
+            "build",
+            "--locked",
+            "--quiet",
+            "--package=paper-engine",
+            "--package=tickscope",
+            "--bins",
+        ]))?;
+        let mut command =
+            cargo(&["test", "--locked", "--quiet", "--package=tickscope-tests", "--test=end_to_end"]);
         command.args(["--", "--test-threads=1"]);
         counted(&mut command, count)
     })
@@ -95,7 +109,8 @@ fn stage(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
 
 /// Runs tests, shows what they print, and counts them.
 fn counted(command: &mut Command, count: &mut Count) -> Result<()> {
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
     let out = child.stdout.take().context("it is piped")?;
     let before = *count;
     for line in BufReader::new(out).lines() {
@@ -123,7 +138,9 @@ mod tests {
     #[test]
     fn lines_of_cargo_are_counted_and_others_are_not() {
         let mut count = Count::default();
-        count.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.53s");
+        count.add(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.53s",
+        );
         count.add("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
         count.add("running 3 tests");
         count.add("5 passed");

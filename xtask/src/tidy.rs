@@ -20,7 +20,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 const LINES: usize = 700;
 
 /// Marks of what is not finished. Split, so that this file has none of them.
-const MARKS: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
+const MARKS: &[&str] =
+    &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
 
 /// Checks everything and tells all that is wrong.
 ///
@@ -31,7 +32,9 @@ pub fn run() -> Result<()> {
     let mut wrong = Vec::new();
     layers(&root, &mut wrong)?;
     probes(&root, &mut wrong)?;
-    for file in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+    for file in
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"]
+    {
         if !root.join(file).exists() {
             wrong.push(format!("{file} is missing"));
         }

@@ -110,7 +110,11 @@ mod tests {
         (from..from + seconds)
             .filter_map(|second| {
                 let decision = governor.decide(ratio, &[0, 1, 2], second * SECOND)?;
-                Some(format!("{second} {} {:?}", if decision.shed { "shed" } else { "restore" }, decision.what))
+                Some(format!(
+                    "{second} {} {:?}",
+                    if decision.shed { "shed" } else { "restore" },
+                    decision.what
+                ))
             })
             .collect()
     }

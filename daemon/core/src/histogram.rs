@@ -135,11 +135,7 @@ impl Histogram {
 
 /// Upper bound of a cell, seconds: infinite for the last.
 pub fn upper_seconds(slot: usize) -> f64 {
-    if slot >= SLOT_ABOVE {
-        f64::INFINITY
-    } else {
-        (f64::from(FIRST_INDEX + slot as i32) / 16.0).exp2()
-    }
+    if slot >= SLOT_ABOVE { f64::INFINITY } else { (f64::from(FIRST_INDEX + slot as i32) / 16.0).exp2() }
 }
 
 /// Lower bound of a cell, seconds.

@@ -13,9 +13,10 @@ mod snapshot;
 mod window;
 
 pub use governor::{Decision, Governor, What, outlier_above_ns};
-pub use histogram::{lower_seconds, upper_seconds, Histogram, Quantile};
+pub use histogram::{Histogram, Quantile, lower_seconds, upper_seconds};
 pub use measurement::{
-    Accounting, Cost, Culprit, Lost, Measurements, Outlier, ProbeReading, ProbeState, RowReading, TargetReading,
+    Accounting, Cost, Culprit, Lost, Measurements, Outlier, ProbeReading, ProbeState, RowReading,
+    TargetReading,
 };
 pub use series::{Now, State};
-pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, Window, WINDOWS};
+pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, WINDOWS, Window};

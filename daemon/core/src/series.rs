@@ -59,7 +59,10 @@ impl State {
     pub fn new(targets: &[String], interval_ns: u64) -> Self {
         Self {
             interval_ns,
-            targets: targets.iter().map(|name| TargetStatus { name: name.clone(), ..Default::default() }).collect(),
+            targets: targets
+                .iter()
+                .map(|name| TargetStatus { name: name.clone(), ..Default::default() })
+                .collect(),
             series: BTreeMap::new(),
             probes: Vec::new(),
             outliers: VecDeque::new(),
@@ -364,8 +367,16 @@ mod tests {
         let mut reading = reading(SECOND, Vec::new());
         reading.outliers = (0..3000)
             .map(|end_ns| Outlier {
-                probe: 0, target: 0, label: 0, cpu: 0, tgid: 1, tid: 1,
-                comm: String::new(), end_ns, duration_ns: 1, culprit: None,
+                probe: 0,
+                target: 0,
+                label: 0,
+                cpu: 0,
+                tgid: 1,
+                tid: 1,
+                comm: String::new(),
+                end_ns,
+                duration_ns: 1,
+                culprit: None,
             })
             .collect();
         let snapshot = state.step(&reading, at(1));

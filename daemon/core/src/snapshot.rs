@@ -78,8 +78,7 @@ pub struct Window {
 impl Window {
     /// Observations per second; `None` while nothing is covered.
     pub fn rate(&self) -> Option<f64> {
-        (self.covered_ns > 0)
-            .then(|| self.histogram.count() as f64 / (self.covered_ns as f64 / 1e9))
+        (self.covered_ns > 0).then(|| self.histogram.count() as f64 / (self.covered_ns as f64 / 1e9))
     }
 
     /// The `q`-quantile, `q` in 0..=1; `None` without observations.

@@ -47,7 +47,9 @@ impl Sliding {
                 part.covered_ns += elapsed_ns;
                 part.histogram.merge(histogram);
             }
-            _ => self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, histogram: histogram.clone() }),
+            _ => {
+                self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, histogram: histogram.clone() })
+            }
         }
         self.forget(now_ns);
     }

@@ -287,11 +287,7 @@ pub fn snapshot(input: &Input) -> Snapshot {
 /// The latest outliers of this input.
 pub fn outliers(input: &Input) -> Outliers {
     let of = |outlier: &tickscope_core::Outlier| {
-        let key = tickscope_core::Key {
-            probe: outlier.probe,
-            target: outlier.target,
-            label: outlier.label,
-        };
+        let key = tickscope_core::Key { probe: outlier.probe, target: outlier.target, label: outlier.label };
         Outlier {
             probe: PROBES[outlier.probe].name.into(),
             target: input.target(key).into(),
@@ -324,10 +320,7 @@ fn buckets(histogram: &Histogram) -> Buckets {
         max_seconds: max_seconds(histogram),
         zero: of(SLOT_ZERO),
         above: of(SLOT_ABOVE),
-        buckets: histogram
-            .cells()
-            .filter_map(|(slot, count)| Some((otlp_index(slot)?, count)))
-            .collect(),
+        buckets: histogram.cells().filter_map(|(slot, count)| Some((otlp_index(slot)?, count))).collect(),
     }
 }
 

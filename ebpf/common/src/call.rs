@@ -87,21 +87,21 @@ const NAMED: &[Named] = &[
     Named(44, 206, label("sendto"), CAUSE_NETWORK),
     Named(46, 211, label("sendmsg"), CAUSE_NETWORK),
     Named(307, 269, label("sendmmsg"), CAUSE_NETWORK),
-    Named(42, 203, OTHER, CAUSE_NETWORK),         // connect
-    Named(43, 202, OTHER, CAUSE_NETWORK),         // accept
-    Named(288, 242, OTHER, CAUSE_NETWORK),        // accept4
-    Named(7, -1, label("poll"), CAUSE_NETWORK),   // poll
-    Named(271, 73, label("poll"), CAUSE_NETWORK), // ppoll
-    Named(23, -1, label("poll"), CAUSE_NETWORK),  // select
-    Named(270, 72, label("poll"), CAUSE_NETWORK), // pselect6
-    Named(232, -1, label("epoll_wait"), CAUSE_NETWORK), // epoll_wait
-    Named(281, 22, label("epoll_wait"), CAUSE_NETWORK), // epoll_pwait
+    Named(42, 203, OTHER, CAUSE_NETWORK),                // connect
+    Named(43, 202, OTHER, CAUSE_NETWORK),                // accept
+    Named(288, 242, OTHER, CAUSE_NETWORK),               // accept4
+    Named(7, -1, label("poll"), CAUSE_NETWORK),          // poll
+    Named(271, 73, label("poll"), CAUSE_NETWORK),        // ppoll
+    Named(23, -1, label("poll"), CAUSE_NETWORK),         // select
+    Named(270, 72, label("poll"), CAUSE_NETWORK),        // pselect6
+    Named(232, -1, label("epoll_wait"), CAUSE_NETWORK),  // epoll_wait
+    Named(281, 22, label("epoll_wait"), CAUSE_NETWORK),  // epoll_pwait
     Named(441, 441, label("epoll_wait"), CAUSE_NETWORK), // epoll_pwait2
-    Named(202, 98, label("futex"), CAUSE_FUTEX),  // futex
-    Named(449, 449, label("futex"), CAUSE_FUTEX), // futex_waitv
-    Named(455, 455, label("futex"), CAUSE_FUTEX), // futex_wait
-    Named(35, 101, label("nanosleep"), CAUSE_SLEEP), // nanosleep
-    Named(230, 115, label("nanosleep"), CAUSE_SLEEP), // clock_nanosleep
+    Named(202, 98, label("futex"), CAUSE_FUTEX),         // futex
+    Named(449, 449, label("futex"), CAUSE_FUTEX),        // futex_waitv
+    Named(455, 455, label("futex"), CAUSE_FUTEX),        // futex_wait
+    Named(35, 101, label("nanosleep"), CAUSE_SLEEP),     // nanosleep
+    Named(230, 115, label("nanosleep"), CAUSE_SLEEP),    // clock_nanosleep
     Named(24, 124, label("sched_yield"), CAUSE_OTHER),
     Named(74, 82, label("fsync"), CAUSE_IO),
     Named(75, 83, label("fdatasync"), CAUSE_IO),
@@ -156,14 +156,8 @@ mod tests {
     #[test]
     fn every_label_but_other_has_a_number_on_both_architectures() {
         for (i, name) in CALLS.iter().enumerate().take(CALLS.len() - 1) {
-            assert!(
-                by_number(false, false).contains(&(i as u8)),
-                "{name} on x86-64"
-            );
-            assert!(
-                by_number(true, false).contains(&(i as u8)),
-                "{name} on arm64"
-            );
+            assert!(by_number(false, false).contains(&(i as u8)), "{name} on x86-64");
+            assert!(by_number(true, false).contains(&(i as u8)), "{name} on arm64");
         }
     }
 }

@@ -90,10 +90,7 @@ pub const PROBES: &[Probe] = &[
         measures: "time from blocking (sched_switch) to being woken (sched_waking), by what it blocked on",
         blind: "read and write on sockets and pipes count as other; they look alike from here",
         hooks: &["sched_waking", "sched_switch"],
-        label: Some(Label {
-            name: "cause",
-            values: CAUSES,
-        }),
+        label: Some(Label { name: "cause", values: CAUSES }),
         fields: &["pt_regs.orig_ax", "task_struct.in_iowait"],
         since: "5.15",
         default: true,
@@ -103,10 +100,7 @@ pub const PROBES: &[Probe] = &[
         measures: "CPU time that a hard interrupt or softirq took from the running thread (entry to exit)",
         blind: "NMI and SMI; interrupt vectors other than device, timer, reschedule, function call and irq work",
         hooks: &["irq_entry", "irq_exit", "softirq_entry", "softirq_exit"],
-        label: Some(Label {
-            name: "cause",
-            values: INTERRUPTS,
-        }),
+        label: Some(Label { name: "cause", values: INTERRUPTS }),
         fields: &["pt_regs.orig_ax"],
         since: "5.15",
         default: true,
@@ -116,10 +110,7 @@ pub const PROBES: &[Probe] = &[
         measures: "time from system call entry (sys_enter) to exit (sys_exit), by call",
         blind: "32-bit compatibility calls are labelled by their 64-bit number; exit never returns",
         hooks: &["sys_enter", "sys_exit"],
-        label: Some(Label {
-            name: "call",
-            values: CALLS,
-        }),
+        label: Some(Label { name: "call", values: CALLS }),
         fields: &[],
         since: "5.15",
         default: false,
@@ -128,16 +119,8 @@ pub const PROBES: &[Probe] = &[
         name: "page_fault",
         measures: "time from a page fault (page_fault_user, page_fault_kernel) to its being served (mm_account_fault)",
         blind: "faults that end in a signal or are served by get_user_pages; CPUs that come online later",
-        hooks: &[
-            "page_fault_user",
-            "page_fault_kernel",
-            "fault_minor",
-            "fault_major",
-        ],
-        label: Some(Label {
-            name: "kind",
-            values: FAULTS,
-        }),
+        hooks: &["page_fault_user", "page_fault_kernel", "fault_minor", "fault_major"],
+        label: Some(Label { name: "kind", values: FAULTS }),
         fields: &[],
         since: "5.15",
         default: false,
@@ -175,70 +158,22 @@ pub enum Software {
 
 /// All programs of the object.
 pub const HOOKS: &[Hook] = &[
-    Hook {
-        program: "sched_switch",
-        attach: Attach::Btf("sched_switch"),
-    },
-    Hook {
-        program: "sched_waking",
-        attach: Attach::Btf("sched_waking"),
-    },
-    Hook {
-        program: "sched_wakeup_new",
-        attach: Attach::Btf("sched_wakeup_new"),
-    },
-    Hook {
-        program: "task_fork",
-        attach: Attach::Btf("sched_process_fork"),
-    },
-    Hook {
-        program: "task_exec",
-        attach: Attach::Btf("sched_process_exec"),
-    },
-    Hook {
-        program: "task_exit",
-        attach: Attach::Btf("sched_process_exit"),
-    },
-    Hook {
-        program: "irq_entry",
-        attach: Attach::Raw(IRQ_ENTRY),
-    },
-    Hook {
-        program: "irq_exit",
-        attach: Attach::Raw(IRQ_EXIT),
-    },
-    Hook {
-        program: "softirq_entry",
-        attach: Attach::Btf("softirq_entry"),
-    },
-    Hook {
-        program: "softirq_exit",
-        attach: Attach::Btf("softirq_exit"),
-    },
-    Hook {
-        program: "sys_enter",
-        attach: Attach::Btf("sys_enter"),
-    },
-    Hook {
-        program: "sys_exit",
-        attach: Attach::Btf("sys_exit"),
-    },
-    Hook {
-        program: "page_fault_user",
-        attach: Attach::Btf("page_fault_user"),
-    },
-    Hook {
-        program: "page_fault_kernel",
-        attach: Attach::Btf("page_fault_kernel"),
-    },
-    Hook {
-        program: "fault_minor",
-        attach: Attach::Software(Software::PageFaultsMinor),
-    },
-    Hook {
-        program: "fault_major",
-        attach: Attach::Software(Software::PageFaultsMajor),
-    },
+    Hook { program: "sched_switch", attach: Attach::Btf("sched_switch") },
+    Hook { program: "sched_waking", attach: Attach::Btf("sched_waking") },
+    Hook { program: "sched_wakeup_new", attach: Attach::Btf("sched_wakeup_new") },
+    Hook { program: "task_fork", attach: Attach::Btf("sched_process_fork") },
+    Hook { program: "task_exec", attach: Attach::Btf("sched_process_exec") },
+    Hook { program: "task_exit", attach: Attach::Btf("sched_process_exit") },
+    Hook { program: "irq_entry", attach: Attach::Raw(IRQ_ENTRY) },
+    Hook { program: "irq_exit", attach: Attach::Raw(IRQ_EXIT) },
+    Hook { program: "softirq_entry", attach: Attach::Btf("softirq_entry") },
+    Hook { program: "softirq_exit", attach: Attach::Btf("softirq_exit") },
+    Hook { program: "sys_enter", attach: Attach::Btf("sys_enter") },
+    Hook { program: "sys_exit", attach: Attach::Btf("sys_exit") },
+    Hook { program: "page_fault_user", attach: Attach::Btf("page_fault_user") },
+    Hook { program: "page_fault_kernel", attach: Attach::Btf("page_fault_kernel") },
+    Hook { program: "fault_minor", attach: Attach::Software(Software::PageFaultsMinor) },
+    Hook { program: "fault_major", attach: Attach::Software(Software::PageFaultsMajor) },
 ];
 
 /// Programs that say which task belongs to which target; without them nothing is measured.
@@ -274,41 +209,13 @@ pub struct Field {
 
 /// All kernel fields that programs read.
 pub const FIELDS: &[Field] = &[
-    Field {
-        path: "task_struct.pid",
-        offset: "TASK_PID",
-        mask: None,
-    },
-    Field {
-        path: "task_struct.tgid",
-        offset: "TASK_TGID",
-        mask: None,
-    },
-    Field {
-        path: "task_struct.comm",
-        offset: "TASK_COMM",
-        mask: None,
-    },
-    Field {
-        path: "task_struct.group_leader",
-        offset: "TASK_GROUP_LEADER",
-        mask: None,
-    },
-    Field {
-        path: "task_struct.__state",
-        offset: "TASK_STATE",
-        mask: None,
-    },
-    Field {
-        path: "task_struct.in_iowait",
-        offset: "TASK_IN_IOWAIT",
-        mask: Some("TASK_IN_IOWAIT_MASK"),
-    },
-    Field {
-        path: "pt_regs.orig_ax",
-        offset: "REGS_SYSCALL",
-        mask: None,
-    },
+    Field { path: "task_struct.pid", offset: "TASK_PID", mask: None },
+    Field { path: "task_struct.tgid", offset: "TASK_TGID", mask: None },
+    Field { path: "task_struct.comm", offset: "TASK_COMM", mask: None },
+    Field { path: "task_struct.group_leader", offset: "TASK_GROUP_LEADER", mask: None },
+    Field { path: "task_struct.__state", offset: "TASK_STATE", mask: None },
+    Field { path: "task_struct.in_iowait", offset: "TASK_IN_IOWAIT", mask: Some("TASK_IN_IOWAIT_MASK") },
+    Field { path: "pt_regs.orig_ax", offset: "REGS_SYSCALL", mask: None },
 ];
 
 /// Fields that telling targets apart needs.
@@ -327,10 +234,7 @@ const _: () = {
 
 /// The catalog entry called `name`, and its index.
 pub fn probe(name: &str) -> Option<(usize, &'static Probe)> {
-    PROBES
-        .iter()
-        .enumerate()
-        .find(|(_, probe)| probe.name == name)
+    PROBES.iter().enumerate().find(|(_, probe)| probe.name == name)
 }
 
 #[cfg(test)]
@@ -355,18 +259,10 @@ mod tests {
     fn every_reference_resolves() {
         for probe in PROBES {
             for hook in probe.hooks {
-                assert!(
-                    HOOKS.iter().any(|h| h.program == *hook),
-                    "{}: {hook}",
-                    probe.name
-                );
+                assert!(HOOKS.iter().any(|h| h.program == *hook), "{}: {hook}", probe.name);
             }
             for field in probe.fields {
-                assert!(
-                    FIELDS.iter().any(|f| f.path == *field),
-                    "{}: {field}",
-                    probe.name
-                );
+                assert!(FIELDS.iter().any(|f| f.path == *field), "{}: {field}", probe.name);
             }
         }
         for path in IDENTITY_FIELDS {

@@ -130,20 +130,12 @@ mod tests {
                 assert_eq!(slot(bound as u64 + 1), cell + 1, "1 ns above bound {index}");
             } else {
                 assert_eq!(slot(bound.floor() as u64), cell, "just below bound {index}");
-                assert_eq!(
-                    slot(bound.floor() as u64 + 1),
-                    cell + 1,
-                    "just above bound {index}"
-                );
+                assert_eq!(slot(bound.floor() as u64 + 1), cell + 1, "just above bound {index}");
             }
             // One nanosecond below the last value of the bucket it is still the same bucket, from
             // where buckets are wider than two nanoseconds.
             if bound > 100.0 {
-                assert_eq!(
-                    slot(bound.floor() as u64 - 1),
-                    cell,
-                    "1 ns below bound {index}"
-                );
+                assert_eq!(slot(bound.floor() as u64 - 1), cell, "1 ns below bound {index}");
             }
             checked += 1;
         }

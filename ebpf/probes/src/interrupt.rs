@@ -29,14 +29,7 @@ fn running(cpu: &mut Cpu) -> Option<(Of, &'static mut Thread)> {
     let target = task::running_target(cpu)?;
     let task = task::current();
     let thread = task::thread::<INTERRUPT>(cpu, task)?;
-    Some((
-        Of {
-            target,
-            task,
-            culprit: core::ptr::null(),
-        },
-        thread,
-    ))
+    Some((Of { target, task, culprit: core::ptr::null() }, thread))
 }
 
 #[raw_tracepoint(tracepoint = "irq_handler_entry")]
@@ -67,11 +60,8 @@ pub fn softirq_entry(_ctx: BtfTracePointContext) -> i32 {
     run::<{ hook("softirq_entry") }>(|cpu| {
         if let Some((of, thread)) = running(cpu) {
             thread.softirq_stolen_ns = 0;
-            thread.softirq_cause = if task::syscall_nr(of.task).is_some() {
-                SOFTIRQ_SYSCALL
-            } else {
-                SOFTIRQ
-            };
+            thread.softirq_cause =
+                if task::syscall_nr(of.task).is_some() { SOFTIRQ_SYSCALL } else { SOFTIRQ };
             thread.softirq_ns = now();
         }
     })
@@ -85,11 +75,7 @@ pub fn softirq_exit(_ctx: BtfTracePointContext) -> i32 {
             let end = now() - thread.softirq_stolen_ns;
             thread.softirq_ns = 0;
             thread.softirq_stolen_ns = 0;
-            let cause = if thread.softirq_cause == SOFTIRQ_SYSCALL {
-                SOFTIRQ_SYSCALL
-            } else {
-                SOFTIRQ
-            };
+            let cause = if thread.softirq_cause == SOFTIRQ_SYSCALL { SOFTIRQ_SYSCALL } else { SOFTIRQ };
             record::<INTERRUPT>(cpu, &of, cause as u32, start, end);
         }
     })

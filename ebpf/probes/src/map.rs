@@ -102,9 +102,7 @@ impl<T> TaskStorage<T> {
     pub fn get(&self, task: *const task_struct) -> Option<&'static mut T> {
         // SAFETY: the verifier has checked map and task; the helper returns null or the value.
         unsafe {
-            bpf_task_storage_get(self.address(), task.cast_mut(), ptr::null_mut(), 0)
-                .cast::<T>()
-                .as_mut()
+            bpf_task_storage_get(self.address(), task.cast_mut(), ptr::null_mut(), 0).cast::<T>().as_mut()
         }
     }
 
@@ -113,9 +111,7 @@ impl<T> TaskStorage<T> {
     pub fn get_or_create(&self, task: *const task_struct) -> Option<&'static mut T> {
         // SAFETY: as above; 1 is BPF_LOCAL_STORAGE_GET_F_CREATE.
         unsafe {
-            bpf_task_storage_get(self.address(), task.cast_mut(), ptr::null_mut(), 1)
-                .cast::<T>()
-                .as_mut()
+            bpf_task_storage_get(self.address(), task.cast_mut(), ptr::null_mut(), 1).cast::<T>().as_mut()
         }
     }
 

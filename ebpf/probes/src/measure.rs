@@ -124,13 +124,7 @@ pub fn record<const PROBE: usize>(cpu: &mut Cpu, of: &Of, label: u32, start_ns: 
         max.ns = ns;
     }
     if ns > control.outlier_above_ns[PROBE] {
-        let head = Head {
-            probe: PROBE as u32,
-            label,
-            target: of.target,
-            ns,
-            end_ns,
-        };
+        let head = Head { probe: PROBE as u32, label, target: of.target, ns, end_ns };
         outlier(cpu, &head, of.task, of.culprit);
     }
 }

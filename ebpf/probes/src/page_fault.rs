@@ -69,15 +69,5 @@ fn end(cpu: &mut Cpu, kind: u32) {
     };
     let start = thread.fault_ns;
     thread.fault_ns = 0;
-    record::<PAGE_FAULT>(
-        cpu,
-        &Of {
-            target,
-            task,
-            culprit: core::ptr::null(),
-        },
-        kind,
-        start,
-        now,
-    );
+    record::<PAGE_FAULT>(cpu, &Of { target, task, culprit: core::ptr::null() }, kind, start, now);
 }

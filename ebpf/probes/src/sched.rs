@@ -38,11 +38,7 @@ pub const OUT_BLOCKED: u64 = 4;
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     run::<{ hook("sched_switch") }>(|cpu| {
         let prev: *const task_struct = ctx.arg(1);
-        let state: u32 = if read(&SWITCH_HAS_STATE) != 0 {
-            ctx.arg(3)
-        } else {
-            task::state(prev)
-        };
+        let state: u32 = if read(&SWITCH_HAS_STATE) != 0 { ctx.arg(3) } else { task::state(prev) };
         // A thread that is preempted stays runnable, whatever it was about to become.
         let runnable = ctx.arg::<u64>(0) & 1 != 0 || state == 0;
         switch_out(cpu, prev, runnable);
@@ -78,11 +74,7 @@ fn switch_in(cpu: &mut Cpu, next: *const task_struct, prev: *const task_struct) 
     let Some(thread) = task::thread::<RUNQUEUE>(cpu, next) else {
         return;
     };
-    let of = Of {
-        target,
-        task: next,
-        culprit: prev,
-    };
+    let of = Of { target, task: next, culprit: prev };
     let now = now();
     if thread.out == OUT_PREEMPTED || thread.out == OUT_YIELDED {
         if enabled::<PREEMPTED>() {
@@ -123,16 +115,7 @@ fn woken(cpu: &mut Cpu, task: *const task_struct) {
     };
     let now = now();
     if enabled::<OFFCPU>() && thread.out >= OUT_BLOCKED {
-        offcpu::woken(
-            cpu,
-            &Of {
-                target,
-                task,
-                culprit: core::ptr::null(),
-            },
-            thread,
-            now,
-        );
+        offcpu::woken(cpu, &Of { target, task, culprit: core::ptr::null() }, thread, now);
     }
     runqueue::not_waiting(cpu, thread);
     thread.waking_ns = now;

@@ -56,27 +56,9 @@ fn exit(cpu: &mut Cpu) {
         return;
     };
     let nr = thread.call as usize;
-    let label = if nr < NUMBERS {
-        u32::from(LABEL_OF[nr])
-    } else {
-        CALLS.len() as u32 - 1
-    };
-    let label = if label < CALLS.len() as u32 {
-        label
-    } else {
-        CALLS.len() as u32 - 1
-    };
+    let label = if nr < NUMBERS { u32::from(LABEL_OF[nr]) } else { CALLS.len() as u32 - 1 };
+    let label = if label < CALLS.len() as u32 { label } else { CALLS.len() as u32 - 1 };
     let start = thread.call_ns;
     thread.call_ns = 0;
-    record::<SYSCALL>(
-        cpu,
-        &Of {
-            target,
-            task,
-            culprit: core::ptr::null(),
-        },
-        label,
-        start,
-        now,
-    );
+    record::<SYSCALL>(cpu, &Of { target, task, culprit: core::ptr::null() }, label, start, now);
 }

@@ -161,10 +161,7 @@ fn forget() {
 
 /// State of a thread of a target; made on first use. Without memory for it, `PROBE` counts that.
 #[inline(always)]
-pub fn thread<const PROBE: usize>(
-    cpu: &mut Cpu,
-    task: *const task_struct,
-) -> Option<&'static mut Thread> {
+pub fn thread<const PROBE: usize>(cpu: &mut Cpu, task: *const task_struct) -> Option<&'static mut Thread> {
     let thread = THREAD.get_or_create(task);
     if thread.is_none() {
         discard::<PROBE, NO_STATE>(cpu);
@@ -174,14 +171,7 @@ pub fn thread<const PROBE: usize>(
 
 #[inline(always)]
 fn lifecycle(kind: u32, task: *const task_struct, parent_tgid: u32, target: u32) -> Lifecycle {
-    Lifecycle {
-        kind,
-        target,
-        tgid: tgid(task),
-        parent_tgid,
-        ns: now(),
-        comm: comm(task),
-    }
+    Lifecycle { kind, target, tgid: tgid(task), parent_tgid, ns: now(), comm: comm(task) }
 }
 
 #[btf_tracepoint(function = "sched_process_fork")]

@@ -89,10 +89,9 @@ fn once(work: &Work) -> Result<serde_json::Value> {
             other.join().expect("it does not panic")?;
             Ok(json!({}))
         }
-        Work::Spin { cpu, millis } => thread::spawn(move || spin(cpu, millis))
-            .join()
-            .expect("it does not panic")
-            .map(|()| json!({})),
+        Work::Spin { cpu, millis } => {
+            thread::spawn(move || spin(cpu, millis)).join().expect("it does not panic").map(|()| json!({}))
+        }
         Work::Touch { pages } => {
             let page = rustix::param::page_size();
             let mut memory = vec![0u8; pages * page];

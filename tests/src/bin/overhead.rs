@@ -57,9 +57,15 @@ struct Arm {
 
 enum How {
     Nothing,
-    Tickscope { comm: &'static str, probes: &'static [&'static str] },
+    Tickscope {
+        comm: &'static str,
+        probes: &'static [&'static str],
+    },
     /// A shell command; skipped, and said so, when its program is not installed.
-    Peer { program: &'static str, script: &'static str },
+    Peer {
+        program: &'static str,
+        script: &'static str,
+    },
 }
 
 const EVERY: &[&str] = &["pipe", "getppid", "tcp"];
@@ -203,7 +209,9 @@ impl Observer {
             How::Nothing => Ok(Self { child: None, http: None }),
             How::Peer { script, .. } => {
                 // Peers need tracefs, in a mount namespace of their own so that nothing stays.
-                let script = format!("mount -t tracefs tracefs /sys/kernel/tracing; ulimit -l unlimited 2>/dev/null; {script}");
+                let script = format!(
+                    "mount -t tracefs tracefs /sys/kernel/tracing; ulimit -l unlimited 2>/dev/null; {script}"
+                );
                 let child = Command::new("unshare")
                     .args(["--mount", "sh", "-c", &script])
                     .stdin(Stdio::null())
@@ -220,8 +228,11 @@ impl Observer {
             }
             How::Tickscope { comm, probes } => {
                 let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-                let config = std::env::temp_dir().join(format!("tickscope-overhead-{}.toml", std::process::id()));
-                let mut text = format!("[listen]\nhttp = \"127.0.0.1:{port}\"\n[[target]]\nname = \"t\"\nmatch = {{ comm = \"{comm}\" }}\n[budget]\ncpu = \"100%\"\n");
+                let config =
+                    std::env::temp_dir().join(format!("tickscope-overhead-{}.toml", std::process::id()));
+                let mut text = format!(
+                    "[listen]\nhttp = \"127.0.0.1:{port}\"\n[[target]]\nname = \"t\"\nmatch = {{ comm = \"{comm}\" }}\n[budget]\ncpu = \"100%\"\n"
+                );
                 for probe in ALL {
                     text += &format!("[probes.{probe}]\nenabled = {}\n", probes.contains(probe));
                 }
@@ -340,7 +351,10 @@ fn print(report: &Value) {
         if text("load") != load {
             load = text("load");
             println!("\n{load}: ns per {}", text("unit"));
-            println!("  {:<28} {:>9} {:>8} {:>15} {:>9} {:>17}", "", "median", "ratio", "spread", "added", "spread");
+            println!(
+                "  {:<28} {:>9} {:>8} {:>15} {:>9} {:>17}",
+                "", "median", "ratio", "spread", "added", "spread"
+            );
         }
         println!(
             "  {:<28} {:>9.0} {:>8.3} {:>7.3}..{:<6.3} {:>+9.0} {:>+8.0}..{:<+7.0}",
@@ -355,5 +369,9 @@ fn print(report: &Value) {
         );
     }
     let footprint = &report["footprint"];
-    println!("\ntickscope's own: RSS {}, {}", footprint["rss"].as_str().unwrap_or("?"), footprint["status"]["facts"]);
+    println!(
+        "\ntickscope's own: RSS {}, {}",
+        footprint["rss"].as_str().unwrap_or("?"),
+        footprint["status"]["facts"]
+    );
 }

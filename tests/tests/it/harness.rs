@@ -77,8 +77,7 @@ impl Watch {
         for (probe, reading) in reading.probes.iter().enumerate() {
             self.seen[probe] += reading.accounting.seen;
             self.filtered[probe] += reading.accounting.filtered;
-            for (reason, count) in
-                tickscope_common::layout::REASONS.iter().zip(&reading.accounting.discarded)
+            for (reason, count) in tickscope_common::layout::REASONS.iter().zip(&reading.accounting.discarded)
             {
                 *self.discarded[probe].entry(reason).or_default() += count;
             }

@@ -95,11 +95,11 @@ impl Load {
             kernel.voluntary += field("voluntary_ctxt_switches:");
             kernel.involuntary += field("nonvoluntary_ctxt_switches:");
             let schedstat = fs::read_to_string(task.join("schedstat")).expect("CONFIG_SCHED_INFO");
-            kernel.waited_ns += schedstat.split(' ').nth(1).expect("run_delay").parse::<u64>().expect("a number");
+            kernel.waited_ns +=
+                schedstat.split(' ').nth(1).expect("run_delay").parse::<u64>().expect("a number");
         }
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        let fields: Vec<&str> =
-            stat.rsplit(") ").next().expect("a name").split(' ').collect();
+        let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name").split(' ').collect();
         kernel.minor = fields[7].parse().expect("minflt");
         kernel.major = fields[9].parse().expect("majflt");
         kernel

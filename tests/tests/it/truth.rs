@@ -84,8 +84,7 @@ fn switches_are_what_the_kernel_counts_itself() {
     // Blocked at both ends: as many ends of blocking as beginnings.
     assert_eq!(watch.seen("runqueue"), after.voluntary - before.voluntary);
     assert_eq!(watch.seen("preempted"), after.involuntary - before.involuntary);
-    let waited =
-        watch.histogram("runqueue", "").sum_ns + watch.histogram("preempted", "").sum_ns;
+    let waited = watch.histogram("runqueue", "").sum_ns + watch.histogram("preempted", "").sum_ns;
     assert_near(waited, after.waited_ns - before.waited_ns, 0.1, 3_000_000, "time on the run queue");
     watch.assert_accounted();
 }
@@ -252,8 +251,7 @@ fn a_process_can_be_found_by_its_executable() {
 /// So many naps blocked. A timer that fires before the thread has left its CPU (a stall of the
 /// virtual machine is enough) means that this nap did not; that is rare.
 fn assert_naps(watch: &Watch, naps: u64) {
-    let blocked =
-        watch.histogram("offcpu", "sleep").count() + watch.discarded("offcpu", "negative");
+    let blocked = watch.histogram("offcpu", "sleep").count() + watch.discarded("offcpu", "negative");
     assert!((naps - naps / 100..=naps).contains(&blocked), "{blocked} of {naps}");
 }
 
