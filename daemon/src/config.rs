@@ -4,10 +4,11 @@
 //! line and a column. `daemon.toml` is the manual and says the defaults; a test holds it to that.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, io};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
@@ -16,7 +17,7 @@ use tickscope_common::layout::MAX_TARGETS;
 
 /// The commented defaults, printed by `config default`.
 pub const DEFAULT: &str = include_str!("../daemon.toml");
-/// A configuration larger than this is refused unread.
+/// A configuration larger than this is refused.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Why there is no configuration.
@@ -31,12 +32,10 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Nobody writes that much.
-    #[error("the configuration {path} has {bytes} bytes, more than {MAX_BYTES}")]
+    #[error("the configuration {path} has more than {MAX_BYTES} bytes")]
     TooLarge {
         /// The file.
         path: String,
-        /// Its size.
-        bytes: u64,
     },
     /// It does not say what it should.
     #[error("{path}: {text}")]
@@ -115,11 +114,14 @@ pub struct Match {
     #[serde(deserialize_with = "exe")]
     pub exe: Option<PathBuf>,
     /// One process.
+    #[serde(deserialize_with = "pid")]
+    #[schemars(with = "Option<u32>", range(min = 1))]
     pub pid: Option<u32>,
     /// Control group, and everything below it; a path from the root of any hierarchy, v1 or v2.
     #[serde(deserialize_with = "cgroup")]
     pub cgroup: Option<String>,
     /// systemd unit.
+    #[serde(deserialize_with = "unit")]
     pub unit: Option<String>,
 }
 
@@ -214,11 +216,13 @@ impl Config {
         let Some(path) = path else { return Ok(Self::default()) };
         let name = || path.display().to_string();
         let read = |source| ConfigError::Read { path: name(), source };
-        let bytes = fs::metadata(path).map_err(read)?.len();
-        if bytes > MAX_BYTES {
-            return Err(ConfigError::TooLarge { path: name(), bytes });
+        let mut text = Vec::new();
+        // The length of a pipe or a device is not known before it is read.
+        let file = File::open(path).map_err(read)?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(read)?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(ConfigError::TooLarge { path: name() });
         }
-        let text = fs::read(path).map_err(read)?;
         let invalid = |text| ConfigError::Invalid { path: name(), text };
         let text = String::from_utf8(text).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
@@ -274,11 +278,12 @@ fn percentage<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 
 fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     let text = String::deserialize(from)?;
-    custom::<D, _>(
-        text.parse::<bytesize::ByteSize>()
-            .map(|size| size.as_u64())
-            .map_err(|_| "write a size with its unit, \"32MiB\"".into()),
-    )
+    let size =
+        text.parse::<bytesize::ByteSize>().ok().filter(|_| !text.ends_with(|c: char| c.is_ascii_digit()));
+    custom::<D, _>(match size.map(|size| size.as_u64()) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err("write a size above 0 with its unit, \"32MiB\"".into()),
+    })
 }
 
 fn name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -291,9 +296,26 @@ fn name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     })
 }
 
+fn pid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let pid = u32::deserialize(from)?;
+    custom::<D, _>(if pid > 0 { Ok(Some(pid)) } else { Err("no process has the pid 0".into()) })
+}
+
+fn unit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let unit = String::deserialize(from)?;
+    let good =
+        unit.contains('.') && !unit.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+    custom::<D, _>(if good {
+        Ok(Some(unit))
+    } else {
+        Err("write the unit with its suffix, \"engine.service\"".into())
+    })
+}
+
 fn comm<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let comm = String::deserialize(from)?;
     custom::<D, _>(match comm.len() {
+        _ if comm.contains(char::is_control) => Err("comm has a control character".into()),
         0 => Err("comm is empty".into()),
         1..=15 => Ok(Some(comm)),
         _ => {
@@ -338,7 +360,9 @@ fn targets<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Target>, D::Error> 
         .iter()
         .enumerate()
         .find(|(index, target)| targets[..*index].iter().any(|before| before.name == target.name));
-    custom::<D, _>(if targets.len() > MAX_TARGETS {
+    custom::<D, _>(if targets.is_empty() {
+        Err("no target: say what is observed, or leave `target` out".into())
+    } else if targets.len() > MAX_TARGETS {
         Err(format!("{} targets, at most {MAX_TARGETS}", targets.len()))
     } else if let Some((_, target)) = twice {
         Err(format!("two targets are called \"{}\"", target.name))
@@ -366,7 +390,10 @@ impl TryFrom<String> for ProbeName {
             return Ok(Self(index));
         }
         let names: Vec<&str> = PROBES.iter().map(|probe| probe.name).collect();
-        Err(format!("there is no probe \"{name}\": it is one of {}", names.join(", ")))
+        let near = names.iter().max_by(|a, b| strsim::jaro(a, &name).total_cmp(&strsim::jaro(b, &name)));
+        let near = near.filter(|near| strsim::jaro(near, &name) > 0.8);
+        let meant = near.map(|near| format!(" (did you mean \"{near}\"?)")).unwrap_or_default();
+        Err(format!("there is no probe \"{name}\"{meant}: it is one of {}", names.join(", ")))
     }
 }
 
@@ -426,7 +453,7 @@ mod tests {
           |
         1 | [probes.runqueu]
           |         ^^^^^^^
-        there is no probe "runqueu": it is one of runqueue, preempted, offcpu, interrupt, syscall, page_fault
+        there is no probe "runqueu" (did you mean "runqueue"?): it is one of runqueue, preempted, offcpu, interrupt, syscall, page_fault
         "#);
         for (text, what) in [
             ("interval = \"10ms\"", "the interval must be from 100ms to 60s"),
@@ -434,6 +461,12 @@ mod tests {
             ("interval = 1", "expected a string"),
             ("[budget]\ncpu = \"0%\"", "percentage above 0"),
             ("[budget]\nmemory = \"much\"", "with its unit"),
+            ("[budget]\nmemory = \"33554432\"", "with its unit"),
+            ("[budget]\nmemory = \"0MiB\"", "above 0"),
+            ("target = []", "no target"),
+            ("[[target]]\nname = \"a\"\nmatch = { pid = 0 }", "no process"),
+            ("[[target]]\nname = \"a\"\nmatch = { unit = \"engine\" }", "with its suffix"),
+            ("[[target]]\nname = \"a\"\nmatch = { comm = \"a\\nb\" }", "control character"),
             ("[[target]]\nname = \"a\"\nmatch = {}", "say which processes"),
             (
                 "[[target]]\nname = \"a\"\nmatch = { comm = \"a-very-long-process-name\" }",
@@ -456,7 +489,7 @@ mod tests {
     #[test]
     fn more_targets_than_the_kernel_side_has_room_for() {
         let text: String =
-            (0..17).map(|i| format!("[[target]]\nname = \"t{i}\"\nmatch = {{ pid = {i} }}\n")).collect();
+            (1..18).map(|i| format!("[[target]]\nname = \"t{i}\"\nmatch = {{ pid = {i} }}\n")).collect();
         assert!(error(&text).contains("17 targets, at most 16"));
     }
 

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::offset::Facts;
 
 /// The kernel object, built by `build.rs`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TICKSCOPE_OBJECT"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TICKSCOPE_OBJECT"));
 /// Its hash, to tell in logs and status which object ran.
 pub const OBJECT_SHA256: &str = env!("TICKSCOPE_OBJECT_SHA256");
 
@@ -337,9 +337,8 @@ fn denied(error: &EbpfError) -> Option<io::Error> {
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         let mut take = |name: &str| ebpf.take_map(name).expect("the object's test names every map");
-        let process = match take("PROCESS") {
-            aya::maps::Map::Unsupported(map) => map,
-            _ => unreachable!("aya has no type for task storage"),
+        let aya::maps::Map::Unsupported(process) = take("PROCESS") else {
+            unreachable!("aya has no type for task storage")
         };
         Ok(Self {
             rows: PerCpuArray::try_from(take("ROWS"))?,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -29,7 +29,20 @@ pub struct View {
 /// The running thread.
 pub struct Measuring {
     orders: Sender<Order>,
-    thread: Option<JoinHandle<()>>,
+}
+
+/// Why nothing is measured.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// The kernel cannot be measured so.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// No thread can be started.
+    #[error("cannot start the measuring thread")]
+    Thread(#[source] std::io::Error),
+    /// The thread has panicked.
+    #[error("the measuring thread is gone: this is a bug, its panic is in the log")]
+    Gone,
 }
 
 struct Order {
@@ -42,40 +55,33 @@ impl Measuring {
     ///
     /// # Errors
     /// When nothing can be measured.
-    pub fn start(config: &Config) -> Result<(Self, watch::Receiver<View>), SourceError> {
+    pub fn start(config: &Config) -> Result<(Self, watch::Receiver<View>), MeasureError> {
         let source = Source::start(config)?;
         let view = View { snapshot: Arc::default(), facts: Arc::new(source.facts().clone()) };
         let (views, seen) = watch::channel(view);
         let (orders, received) = channel();
         let worker = Worker::new(config.clone(), source, views);
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name("measure".into())
             .spawn(move || worker.run(&received))
-            .expect("a thread can be started");
-        Ok((Self { orders, thread: Some(thread) }, seen))
+            .map_err(MeasureError::Thread)?;
+        Ok((Self { orders }, seen))
     }
 
     /// Measures by another configuration from now on; on error, by the old one as before.
     ///
     /// # Errors
     /// When the new one cannot be measured.
-    pub async fn reload(&self, config: Config) -> Result<(), SourceError> {
+    pub async fn reload(&self, config: Config) -> Result<(), MeasureError> {
         let (done, answer) = oneshot::channel();
-        if self.orders.send(Order { config, done }).is_err() {
-            return Ok(());
-        }
-        // Without an answer the thread is gone, and with it the daemon.
-        answer.await.unwrap_or(Ok(()))
+        self.orders.send(Order { config, done }).map_err(|_| MeasureError::Gone)?;
+        Ok(answer.await.map_err(|_| MeasureError::Gone)??)
     }
 
-    /// Ends the thread; the programs leave the kernel with it.
-    pub fn stop(mut self) {
+    /// Ends the thread, and waits until its programs have left the kernel.
+    pub async fn stop(self, mut views: watch::Receiver<View>) {
         drop(self.orders);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            warn!("the measuring thread panicked");
-        }
+        while views.changed().await.is_ok() {}
     }
 }
 
@@ -84,6 +90,7 @@ struct Worker {
     source: Source,
     state: State,
     governor: Governor,
+    /// Last, so that it closes when all else is gone.
     views: watch::Sender<View>,
 }
 

@@ -13,8 +13,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, ConfigError};
 use crate::exit::Exit;
 use crate::http;
-use crate::measure::Measuring;
-use crate::source::SourceError;
+use crate::measure::{MeasureError, Measuring};
 
 /// What is still under way at a stop is given this long.
 const GRACE: Duration = Duration::from_secs(5);
@@ -54,9 +53,9 @@ pub enum RunError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The kernel cannot be measured.
+    /// The kernel cannot be measured, or no longer.
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Measure(#[from] MeasureError),
     /// The log filter is wrong.
     #[error("cannot use the log level {0:?}: write error, warn, info, debug or trace")]
     LogLevel(String),
@@ -80,9 +79,12 @@ impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Config,
-            Self::Source(error) => error.exit(),
+            Self::Measure(MeasureError::Source(error)) => error.exit(),
+            Self::Measure(MeasureError::Gone) => Exit::Failed,
             Self::LogLevel(_) => Exit::Usage,
-            Self::Listen { .. } | Self::Start(_) => Exit::Unavailable,
+            Self::Measure(MeasureError::Thread(_)) | Self::Listen { .. } | Self::Start(_) => {
+                Exit::Unavailable
+            }
         }
     }
 }
@@ -145,21 +147,26 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     let address = config.listen.http;
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let address = listener.local_addr().map_err(RunError::Start)?;
-    let (measuring, views) = Measuring::start(&config)?;
+    let (measuring, mut views) = Measuring::start(&config)?;
     report_start(&views, address);
 
     let (stop, stopped) = watch::channel(false);
     let (ask, mut asked) = mpsc::channel::<http::ReloadRequest>(1);
     let (tell_reloaded, reloaded) = watch::channel(Reloaded::now(true));
-    let state = http::Shared { views, reloaded, reload: config.listen.reload_endpoint.then_some(ask) };
+    let state =
+        http::Shared { views: views.clone(), reloaded, reload: config.listen.reload_endpoint.then_some(ask) };
     let server = tokio::spawn(http::serve(listener, state, stopped));
     let mut signals = Signals::new().map_err(RunError::Start)?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
-    let mut heartbeat = tokio::time::interval(Duration::from_secs(5));
-    loop {
+    let result = loop {
         tokio::select! {
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
+            _ = signals.terminate.recv() => break Ok(()),
+            _ = signals.interrupt.recv() => break Ok(()),
+            // Each reading is a sign of life; a watchdog should wait for several intervals.
+            reading = views.changed() => match reading {
+                Ok(()) => tell_systemd(&[sd_notify::NotifyState::Watchdog]),
+                Err(_) => break Err(MeasureError::Gone),
+            },
             _ = signals.hangup.recv() => {
                 let done = reload(flags, &measuring).await;
                 tell_reloaded.send_replace(Reloaded::now(done.is_ok()));
@@ -169,17 +176,18 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
                 tell_reloaded.send_replace(Reloaded::now(done.is_ok()));
                 drop(answer.send(done));
             }
-            _ = heartbeat.tick() => tell_systemd(&[sd_notify::NotifyState::Watchdog]),
         }
-    }
+    };
     info!("stopping");
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     stop.send_replace(true);
     if tokio::time::timeout(GRACE, server).await.is_err() {
         warn!("connections did not end in time");
     }
-    measuring.stop();
-    Ok(())
+    if tokio::time::timeout(GRACE, measuring.stop(views)).await.is_err() {
+        warn!("the measuring thread did not end in time: its programs leave with this process");
+    }
+    Ok(result?)
 }
 
 fn report_start(views: &watch::Receiver<crate::measure::View>, address: SocketAddr) {

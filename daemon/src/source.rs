@@ -65,7 +65,7 @@ impl SourceError {
 }
 
 /// What does not change while a source runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
     /// Kernel release.
     pub kernel: String,

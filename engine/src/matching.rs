@@ -125,7 +125,7 @@ impl Matcher {
                 emit(Event::Canceled(taker, CancelReason::BookFull));
             }
             TimeInForce::Day => {
-                self.book.add(taker).expect("the order is valid, there is room and nothing left to cross")
+                self.book.add(taker).expect("the order is valid, there is room and nothing left to cross");
             }
         }
     }

@@ -23,8 +23,7 @@ impl Count {
         let Some(rest) = line.strip_prefix("test result: ") else { return };
         let number = |word: &str| -> u64 {
             rest.split(['.', ';'])
-                .filter_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
-                .next()
+                .find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
                 .unwrap_or(0)
         };
         self.passed += number("passed");

@@ -244,7 +244,9 @@ mod tests {
 
     fn row(target: usize, values: &[u64]) -> RowReading {
         let mut histogram = Histogram::default();
-        values.iter().for_each(|value| histogram.observe(*value));
+        for value in values {
+            histogram.observe(*value);
+        }
         RowReading { probe: 0, target, label: 0, histogram }
     }
 

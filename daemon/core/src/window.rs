@@ -48,7 +48,7 @@ impl Sliding {
                 part.histogram.merge(histogram);
             }
             _ => {
-                self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, histogram: histogram.clone() })
+                self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, histogram: histogram.clone() });
             }
         }
         self.forget(now_ns);
@@ -144,7 +144,9 @@ mod tests {
                 for (millis, values) in &readings {
                     now += millis * 1_000_000;
                     let mut histogram = Histogram::default();
-                    values.iter().for_each(|value| histogram.observe(*value));
+                    for value in values {
+                        histogram.observe(*value);
+                    }
                     window.add(now, millis * 1_000_000, &histogram);
                 }
                 let mut sum = Histogram::default();

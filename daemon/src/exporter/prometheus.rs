@@ -138,7 +138,7 @@ mod tests {
         }
         let histogram = histogram(&from);
         assert_eq!(histogram.get_sample_count(), 5);
-        let cumulative: Vec<u64> = histogram.get_bucket().iter().map(|b| b.cumulative_count()).collect();
+        let cumulative: Vec<u64> = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
         assert_eq!(cumulative[0], 2, "10 ns and 900 ns are not above 0.997 µs");
         assert_eq!(cumulative[35], 4, "200 s is only in +Inf");
     }

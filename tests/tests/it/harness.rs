@@ -30,7 +30,7 @@ pub struct Watch {
     discarded: Vec<BTreeMap<&'static str, u64>>,
     /// The latest reading.
     pub latest: Measurements,
-    _alone: Option<MutexGuard<'static, ()>>,
+    alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl Watch {
@@ -38,7 +38,7 @@ impl Watch {
     pub fn start(rule: &str, probes: &[&str]) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut watch = Self::beside(rule, probes);
-        watch._alone = Some(alone);
+        watch.alone = Some(alone);
         watch
     }
 
@@ -58,7 +58,7 @@ impl Watch {
             filtered: vec![0; PROBES.len()],
             discarded: vec![BTreeMap::new(); PROBES.len()],
             latest: Measurements::default(),
-            _alone: None,
+            alone: None,
         };
         watch.read();
         for name in probes {

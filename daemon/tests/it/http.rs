@@ -1,0 +1,172 @@
+//! The HTTP side: its pages, and that nobody can make it grow or wait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tickscope::http::{self, ReloadRequest, Shared};
+use tickscope::measure::View;
+use tickscope::run::Reloaded;
+use tickscope_core::{Now, Snapshot, State};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+struct Server {
+    address: std::net::SocketAddr,
+    views: watch::Sender<View>,
+    stop: watch::Sender<bool>,
+    asked: mpsc::Receiver<ReloadRequest>,
+    _reloaded: watch::Sender<Reloaded>,
+    serving: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(reload: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (views, seen) = watch::channel(View { snapshot: Arc::default(), facts: Arc::default() });
+        let (stop, stopped) = watch::channel(false);
+        let (ask, asked) = mpsc::channel(1);
+        let (_reloaded, reloaded) = watch::channel(Reloaded { successful: true, at_seconds: 1.0 });
+        let shared = Shared { views: seen, reloaded, reload: reload.then_some(ask) };
+        let serving = tokio::spawn(http::serve(listener, shared, stopped));
+        Self { address, views, stop, asked, _reloaded, serving }
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.views.send_modify(|view| view.snapshot = Arc::new(snapshot));
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Status and body.
+    async fn ask(&self, head: &str) -> (u16, String) {
+        let mut stream = self.connect().await;
+        let request = format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        answer(&mut stream).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        self.ask(&format!("GET {path} HTTP/1.1")).await
+    }
+}
+
+async fn answer(stream: &mut TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    // A reset after the answer is the server's right.
+    drop(stream.read_to_end(&mut bytes).await);
+    let text = String::from_utf8(bytes).unwrap();
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// A snapshot after one reading without any data.
+fn one_reading() -> Snapshot {
+    let mut state = State::new(&["engine".to_owned()], 1_000_000_000);
+    state.step(&tickscope_core::Measurements::default(), Now { monotonic_ns: 1_000_000_000, wall_ns: 1 })
+}
+
+#[tokio::test]
+async fn every_page_answers() {
+    let server = Server::start(false).await;
+    assert_eq!(server.get("/-/healthy").await, (200, "ok\n".into()));
+    for path in ["/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/forecasts"] {
+        let (status, body) = server.get(path).await;
+        assert_eq!(status, 200, "{path}");
+        serde_json::from_str::<serde_json::Value>(&body).expect(path);
+    }
+    let (status, body) = server.get("/").await;
+    assert_eq!(status, 200);
+    for path in ["/metrics", "/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/forecasts"] {
+        assert!(body.contains(path), "the landing page links {path}");
+    }
+    assert_eq!(server.get("/nothing").await.0, 404);
+    assert_eq!(server.ask("POST /metrics HTTP/1.1").await.0, 405);
+    let (status, body) = server.get("/metrics").await;
+    assert_eq!(status, 200);
+    assert!(body.contains("tickscope_build_info{"), "{body}");
+}
+
+#[tokio::test]
+async fn no_data_is_not_ready() {
+    let server = Server::start(false).await;
+    assert_eq!(server.get("/-/ready").await, (503, "nothing read yet\n".into()));
+    server.publish(one_reading());
+    let (status, body) = server.get("/-/ready").await;
+    assert_eq!(status, 503);
+    assert!(body.starts_with("no probe measures"), "{body}");
+}
+
+#[tokio::test]
+async fn reload_over_http_is_off_unless_turned_on() {
+    let server = Server::start(false).await;
+    let (status, body) = server.ask("POST /-/reload HTTP/1.1").await;
+    assert_eq!(status, 403);
+    assert!(body.contains("SIGHUP"), "{body}");
+
+    let mut server = Server::start(true).await;
+    assert_eq!(server.get("/-/reload").await.0, 405, "a crawler must not reload");
+    let mut stream = server.connect().await;
+    let request = b"POST /-/reload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let asked = server.asked.recv().await.unwrap();
+    asked.send(Err("line 3".into())).unwrap();
+    assert_eq!(answer(&mut stream).await, (400, "line 3\n".into()));
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so() {
+    let server = Server::start(false).await;
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        idle.push(server.connect().await);
+    }
+    let (status, _) = answer(&mut server.connect().await).await;
+    assert_eq!(status, 503);
+    // Room again as soon as somebody leaves.
+    drop(idle);
+    let end = Instant::now() + Duration::from_secs(5);
+    while server.get("/-/healthy").await.0 != 200 {
+        assert!(Instant::now() < end, "no room after all have left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_or_a_body_is_refused() {
+    let server = Server::start(false).await;
+    let (status, _) = server.ask(&format!("GET /metrics HTTP/1.1\r\nX: {}", "y".repeat(20_000))).await;
+    assert!(status == 431 || status == 414, "{status}");
+    let (status, body) = server.ask("POST /-/reload HTTP/1.1\r\nContent-Length: 1000000").await;
+    assert_eq!((status, body.as_str()), (413, "the body is too large\n"));
+    let (status, _) = server.ask("\0\0garbage").await;
+    assert_eq!(status, 400);
+}
+
+#[tokio::test]
+async fn who_sends_slowly_is_cut_off() {
+    let server = Server::start(false).await;
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").await.unwrap();
+    let began = Instant::now();
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(9), slow.read_to_end(&mut rest)).await;
+    assert!(end.is_ok(), "still open after 9 s");
+    assert!(began.elapsed() > Duration::from_secs(4), "it was given its time");
+}
+
+#[tokio::test]
+async fn stopping_does_not_wait_for_idle_connections() {
+    let server = Server::start(false).await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(server.connect().await);
+    }
+    assert_eq!(server.get("/-/healthy").await.0, 200);
+    server.stop.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(2), server.serving).await.expect("it ends").unwrap();
+}
