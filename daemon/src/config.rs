@@ -237,7 +237,9 @@ impl Config {
     /// # Errors
     /// The line, the column and what is wrong, for a person.
     pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+        // The error quotes the line; a terminal must not obey what stands there.
+        let plain = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().chars().map(plain).collect())
     }
 
     /// JSON Schema of the configuration, for editors.

@@ -136,7 +136,7 @@ fn bad_configurations_are_told_with_line_and_column() {
     "#);
     for (text, what) in [
         (&b"interval = \xff\xfe"[..], "line 1 is not UTF-8"),
-        (b"\x00\x01\x02", "line 1, column 1"),
+        (b"\x00\x01\x02", "line 1, column 4"),
         (b"[[target]]\n", "line 1, column 1"),
         (b"interval = ", "line 1, column 12"),
         (b"[listen]\nhttp = \"localhost\"\n", "line 2, column 8"),

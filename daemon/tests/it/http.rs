@@ -28,10 +28,10 @@ impl Server {
         let (views, seen) = watch::channel(View { snapshot: Arc::default(), facts: Arc::default() });
         let (stop, stopped) = watch::channel(false);
         let (ask, asked) = mpsc::channel(1);
-        let (_reloaded, reloaded) = watch::channel(Reloaded { successful: true, at_seconds: 1.0 });
+        let (tell_reloaded, reloaded) = watch::channel(Reloaded { successful: true, at_seconds: 1.0 });
         let shared = Shared { views: seen, reloaded, reload: reload.then_some(ask) };
         let serving = tokio::spawn(http::serve(listener, shared, stopped));
-        Self { address, views, stop, asked, _reloaded, serving }
+        Self { address, views, stop, asked, _reloaded: tell_reloaded, serving }
     }
 
     fn publish(&self, snapshot: Snapshot) {
