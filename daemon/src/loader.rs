@@ -219,7 +219,10 @@ impl Loaded {
             match Programs::start(&mut ebpf, &btf, &states) {
                 Ok(links) => {
                     let maps = Maps::take(&mut ebpf)?;
-                    let programs = Programs { ebpf, btf, links };
+                    let programs = Programs { ebpf, links };
+                    // The kernel's BTF takes 15 MB while it is parsed, and nobody needs it again.
+                    drop(btf);
+                    crate::sys::give_back_memory();
                     return Ok(Self { programs, states, rows, maps });
                 }
                 Err(failure) => blame(failure, &mut states)?,
@@ -355,7 +358,6 @@ impl Maps {
 /// All programs of the object, and which are attached.
 pub struct Programs {
     ebpf: Ebpf,
-    btf: Btf,
     links: HashMap<&'static str, Links>,
 }
 
@@ -390,7 +392,8 @@ impl Programs {
         Ok(links)
     }
 
-    /// Attaches what `active` probes need, and detaches what none of them does.
+    /// Attaches what `active` probes need, and detaches what none of them does. Those are among the
+    /// probes that ran at the start, so every program is loaded.
     ///
     /// # Errors
     /// The first program that could not be attached or detached.
@@ -401,9 +404,6 @@ impl Programs {
                 Some(link) if !wanted => detach(&mut self.ebpf, hook, link)?,
                 Some(link) => drop(self.links.insert(hook.program, link)),
                 None if wanted => {
-                    if !loaded(&self.ebpf, hook) {
-                        load(&mut self.ebpf, &self.btf, hook)?;
-                    }
                     let link = attach(&mut self.ebpf, hook)?;
                     self.links.insert(hook.program, link);
                 }
@@ -455,10 +455,6 @@ fn needed(hook: &Hook, active: impl Fn(usize) -> bool) -> bool {
 
 fn program<'a>(ebpf: &'a mut Ebpf, hook: &Hook) -> &'a mut Program {
     ebpf.program_mut(hook.program).expect("the object's test names every program")
-}
-
-fn loaded(ebpf: &Ebpf, hook: &Hook) -> bool {
-    ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok())
 }
 
 fn load(ebpf: &mut Ebpf, btf: &Btf, hook: &Hook) -> Result<(), ProgramError> {

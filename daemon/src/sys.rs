@@ -54,6 +54,15 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.recursion_misses)
 }
 
+/// Returns freed memory to the kernel; glibc would keep it for later.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn element(map: BorrowedFd<'_>, key: &i32) -> bpf_attr {
     // SAFETY: all zeros is a value of this plain union.
     let mut attr: bpf_attr = unsafe { mem::zeroed() };

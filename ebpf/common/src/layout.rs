@@ -43,7 +43,8 @@ pub struct Max {
 pub struct Account {
     /// Ends of a measured interval in threads of targets, and starts that never ended.
     pub seen: u64,
-    /// Left out on purpose: the probe was shed, or the interval is none (`sched_yield`).
+    /// Left out on purpose: the probe was shed, or the interval is none (`sched_yield`, or woken
+    /// before it had left its CPU).
     pub filtered: u64,
     /// `discarded[r]`: unusable, by [`REASONS`].
     pub discarded: [u64; REASONS.len()],

@@ -7,15 +7,16 @@
 //! | label | `cause`: from the system call in the thread's saved registers, `in_iowait`, or a fault |
 //! | since | Linux 5.15 (`bpf_task_pt_regs`) |
 //! | seen | wake-ups of blocked threads, and switch-ins that no wake-up came before |
-//! | discarded | `negative`: woken before it had left the CPU; `no_start`: the wake-up was not seen; `overwritten`: neither was its return |
+//! | filtered | woken before it had left the CPU: it was never blocked |
+//! | discarded | `no_start`: the wake-up was not seen; `overwritten`: neither was its return |
 //! | blind | `read` and `write` on sockets and pipes are `other`: the call does not say which it is |
 
 use aya_ebpf::bindings::task_struct;
 use tickscope_common::call::{CAUSE_FAULT, CAUSE_IO, CAUSE_OF, CAUSE_OTHER, NUMBERS};
 use tickscope_common::catalog::OFFCPU;
-use tickscope_common::layout::{Cpu, NEGATIVE, NO_START, OVERWRITTEN};
+use tickscope_common::layout::{Cpu, NO_START, OVERWRITTEN};
 
-use crate::measure::{Of, discard, enabled, record};
+use crate::measure::{Of, discard, enabled, filter, record};
 use crate::sched::{OUT_BLOCKED, OUT_WOKEN};
 use crate::task::{self, Thread};
 
@@ -55,7 +56,7 @@ pub fn lost(cpu: &mut Cpu, thread: &Thread) {
 pub fn running(cpu: &mut Cpu, thread: &Thread) {
     if thread.out >= OUT_BLOCKED {
         if thread.waking_ns != 0 {
-            discard::<OFFCPU, NEGATIVE>(cpu);
+            filter::<OFFCPU>(cpu);
         } else {
             discard::<OFFCPU, NO_START>(cpu);
         }
