@@ -204,6 +204,39 @@ pub const OWN: &[Own] = &[
     },
 ];
 
+/// `dashboards/METRICS.md`: every metric, from the catalog and the table above.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Metrics\n\n\
+         Generated from the catalog of probes and the table of the daemon's own metrics; a test holds it to\n\
+         them (`BLESS=1 cargo test -p tickscope metrics` writes it anew).\n\n\
+         ## Probes\n\n\
+         Histograms, in seconds, with the label `target` (the configured name) and at most one more. The\n\
+         classic buckets are about five a decade from 1 µs to 10 s, exact; never match a single `le`.\n\n\
+         | Metric | Label | Measures | Not seen |\n|---|---|---|---|\n",
+    );
+    for probe in PROBES {
+        let label = probe
+            .label
+            .as_ref()
+            .map_or_else(String::new, |label| format!("`{}`: {}", label.name, label.values.join(", ")));
+        text += &format!(
+            "| `tickscope_{}_seconds` | {label} | {} | {} |\n",
+            probe.name, probe.measures, probe.blind
+        );
+    }
+    text += "\n## The daemon itself\n\n| Metric | Type | Labels | Says |\n|---|---|---|---|\n";
+    for own in OWN {
+        let kind = match own.kind {
+            Gauge => "gauge",
+            Counter => "counter",
+        };
+        let labels: Vec<String> = own.labels.iter().map(|label| format!("`{label}`")).collect();
+        text += &format!("| `{}` | {kind} | {} | {} |\n", own.name, labels.join(", "), own.help);
+    }
+    text
+}
+
 fn one(value: f64) -> Vec<Sample> {
     vec![(Vec::new(), value)]
 }

@@ -195,10 +195,10 @@ fn report_start(views: &watch::Receiver<crate::measure::View>, address: SocketAd
     info!(
         %address,
         kernel = facts.kernel,
-        object = facts.object_sha256,
+        object_sha256 = facts.object_sha256,
         programs = facts.programs.len(),
         maps_bytes = facts.maps_bytes,
-        seconds = facts.started_in_seconds,
+        started_in_seconds = facts.started_in_seconds,
         "measuring"
     );
 }

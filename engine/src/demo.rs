@@ -6,7 +6,9 @@
 //! process should it be killed itself.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -51,10 +53,12 @@ pub struct Arguments {
 /// # Errors
 /// When a child cannot be started, ends early, or the reports do not add up.
 pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
-    let mut exchange = Process::start("exchange", &[])?;
+    let names = Names::new()?;
+    let mut exchange = Process::start(&names, "exchange", &[])?;
     let at: exchange::Ready = exchange.line()?;
     let run = &arguments.engine;
     let mut engine = Process::start(
+        &names,
         "engine",
         &[
             ("--exchange", at.listen.to_string()),
@@ -68,6 +72,7 @@ pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
     )?;
     let engine_at: engine::Ready = engine.line()?;
     let mut publisher = Process::start(
+        &names,
         "publish",
         &[
             ("--to", engine_at.feed.to_string()),
@@ -128,6 +133,33 @@ fn check(report: &DemoReport) -> Result<(), Error> {
     Ok(())
 }
 
+/// This program under a name for each role, because a process is called what it was started as; an
+/// observer can then tell the engine from the venue around it. Removed when dropped.
+struct Names(PathBuf);
+
+impl Names {
+    fn new() -> Result<Self, Error> {
+        let directory = std::env::temp_dir().join(format!("paper-engine-{}", std::process::id()));
+        std::fs::create_dir(&directory)
+            .map_err(Error::io(format!("cannot create the directory {}", directory.display())))?;
+        Ok(Self(directory))
+    }
+
+    /// `paper-ROLE`, which is this program.
+    fn program(&self, role: &str) -> std::io::Result<PathBuf> {
+        let path = self.0.join(format!("paper-{role}"));
+        symlink(std::env::current_exe()?, &path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        // What stays behind is an empty directory of links, and no reason to fail.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A child of ours, killed when dropped.
 struct Process {
     name: &'static str,
@@ -137,10 +169,9 @@ struct Process {
 
 impl Process {
     /// Starts `paper-engine name` with `flags`, and nothing of our own configuration.
-    fn start(name: &'static str, flags: &[(&str, String)]) -> Result<Self, Error> {
+    fn start(names: &Names, name: &'static str, flags: &[(&str, String)]) -> Result<Self, Error> {
         let attempt = || format!("cannot start the {name} process");
-        let program = std::env::current_exe().map_err(Error::io(attempt()))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(names.program(name).map_err(Error::io(attempt()))?);
         command
             .arg(name)
             .args(["--format", "json", "--parent"])

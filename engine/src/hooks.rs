@@ -2,7 +2,7 @@
 //!
 //! | Thing | Promise |
 //! |---|---|
-//! | process | the main thread's comm is `paper-engine` in all three processes and in `demo` |
+//! | process | `demo` starts its processes as `paper-publish`, `paper-engine` and `paper-exchange`, and so is their main thread's comm |
 //! | engine's market data thread | comm [`MD_THREAD`]; receives, decides, sends |
 //! | engine's ack thread | comm [`ACK_THREAD`]; receives what the exchange answers |
 //! | market data in | UDP, `recvfrom`, one datagram a call |

@@ -40,7 +40,7 @@ fn signal(child: &Child, signal: Signal) {
 
 fn is_running(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.contains("paper-engine") && !stat.contains(") Z"))
+        .is_ok_and(|stat| stat.contains("(paper-") && !stat.contains(") Z"))
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

@@ -30,6 +30,7 @@ const TEST: &[(&str, &str)] = &[
     ("prometheus", "/usr/bin/promtool"),
     ("libbpf-tools", "/usr/sbin/runqlat"),
     ("bpftrace", "/usr/bin/bpftrace"),
+    ("bpftool", "/usr/sbin/bpftool"),
     ("curl", "/usr/bin/curl"),
 ];
 

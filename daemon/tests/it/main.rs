@@ -4,4 +4,5 @@
 mod btf;
 mod cli;
 mod http;
+mod metrics;
 mod object;

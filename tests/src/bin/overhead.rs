@@ -92,6 +92,15 @@ const ARMS: &[Arm] = &[
         how: How::Tickscope { comm: "nobody", probes: ALL },
     },
     Arm {
+        name: "empty programs",
+        what: "two empty bpftrace programs on sys_enter and sys_exit: what the kernel charges anyone",
+        loads: &["getppid"],
+        how: How::Peer {
+            program: "/usr/bin/bpftrace",
+            script: "exec bpftrace -e 'tracepoint:raw_syscalls:sys_enter { } tracepoint:raw_syscalls:sys_exit { }'",
+        },
+    },
+    Arm {
         name: "runqlat",
         what: "libbpf-tools runqlat, all processes",
         loads: SWITCHING,

@@ -5,4 +5,5 @@
 
 mod harness;
 mod load;
+mod peer;
 mod truth;

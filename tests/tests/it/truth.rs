@@ -248,6 +248,80 @@ fn a_process_can_be_found_by_its_executable() {
     watch.assert_accounted();
 }
 
+/// A control group that is removed when dropped.
+struct Group {
+    mount: std::path::PathBuf,
+    path: String,
+}
+
+impl Group {
+    /// One in every kind of hierarchy that this host has mounted: version 2, and one of version 1.
+    fn of_each_version() -> Vec<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+        let mount = |kind: &str, option: &str| {
+            mounts.lines().find_map(|line| {
+                let mut fields = line.split(' ').skip(1);
+                let (at, of, options) = (fields.next()?, fields.next()?, fields.next()?);
+                (of == kind && options.split(',').any(|found| found == option)).then(|| at.into())
+            })
+        };
+        let groups: Vec<Self> =
+            [mount("cgroup2", "rw"), mount("cgroup", "pids")].into_iter().flatten().map(Self::new).collect();
+        assert!(!groups.is_empty(), "no control groups are mounted");
+        groups
+    }
+
+    fn new(mount: std::path::PathBuf) -> Self {
+        let path = format!("/tickscope-test-{}/engine.service", std::process::id());
+        let group = Self { mount, path };
+        std::fs::create_dir_all(group.directory()).expect("root can make control groups");
+        group
+    }
+
+    fn directory(&self) -> std::path::PathBuf {
+        self.mount.join(self.path.trim_start_matches('/'))
+    }
+
+    fn take(&self, pid: u32) {
+        std::fs::write(self.directory().join("cgroup.procs"), pid.to_string()).expect("it can be moved");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let directory = self.directory();
+        // A process that was killed leaves its group a moment later.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while std::fs::remove_dir(&directory).is_err() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        drop(directory.parent().map(std::fs::remove_dir));
+    }
+}
+
+#[test]
+fn a_process_can_be_found_by_its_control_group_of_either_version_and_by_its_unit() {
+    if !privileged() {
+        return;
+    }
+    for group in Group::of_each_version() {
+        let above = group.path.trim_end_matches("/engine.service");
+        for rule in [format!("cgroup = \"{above}\""), "unit = \"engine.service\"".to_owned()] {
+            let mut load = Load::start("exec 20");
+            group.take(load.pid());
+            let mut watch = Watch::start(&rule, SCHED);
+            assert_eq!(watch.latest.targets[0].processes, 1, "{rule} in {}", group.mount.display());
+            load.once();
+            watch.read();
+            // Its children are in the group too, before and after they exec.
+            let target = &watch.latest.targets[0];
+            assert_eq!((target.processes, target.started, target.exited), (1, 20, 20), "{rule}");
+            assert!(watch.seen("runqueue") >= 20, "{rule}");
+            watch.assert_accounted();
+        }
+    }
+}
+
 /// So many naps blocked. A timer that fires before the thread has left its CPU (a stall of the
 /// virtual machine is enough) means that this nap did not; that is rare.
 fn assert_naps(watch: &Watch, naps: u64) {
