@@ -93,6 +93,8 @@ pub struct Counts {
     pub discarded: u64,
 }
 
+const _: () = assert!(Forecaster::BYTES <= 3300);
+
 #[derive(Clone)]
 enum Model {
     Trend(Box<Pyramid>),

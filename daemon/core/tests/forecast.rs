@@ -416,11 +416,6 @@ fn after_a_restart_the_trend_before_it_is_forgotten() {
     assert!(after[60..].iter().flatten().all(|forecast| forecast.p < 0.01 && !forecast.warn));
 }
 
-#[test]
-fn memory_per_series_is_what_it_says() {
-    assert!(Forecaster::BYTES <= 3300, "{}", Forecaster::BYTES);
-}
-
 proptest::proptest! {
     #![proptest_config(proptest::test_runner::Config { cases: 48, failure_persistence: None, ..Default::default() })]
 
