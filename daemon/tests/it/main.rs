@@ -5,3 +5,4 @@ mod btf;
 mod cli;
 mod http;
 mod object;
+mod rows;
