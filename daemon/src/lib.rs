@@ -5,9 +5,12 @@
 
 pub mod btf;
 pub mod config;
+pub mod csv;
+pub mod detect;
 pub mod doctor;
 pub mod exit;
 pub mod exporter;
+pub mod forecast;
 pub mod http;
 pub mod loader;
 pub mod measure;

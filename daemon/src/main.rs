@@ -9,11 +9,13 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 use tickscope::config::{self, Config};
+use tickscope::csv::CsvError;
 use tickscope::doctor;
 use tickscope::exit::Exit;
 use tickscope::exporter::json::Build;
 use tickscope::run::{self, chain};
 use tickscope::top::{self, Format};
+use tickscope::{detect, forecast};
 use tickscope_common::catalog::PROBES;
 
 /// Measures where a trading engine's microseconds go, from inside the kernel.
@@ -45,6 +47,10 @@ enum Command {
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
     },
+    /// Score a series from standard input: time,value in, time,value,anomaly_score out
+    Detect(detect::Flags),
+    /// Foresee when a series from standard input crosses a limit
+    Forecast(forecast::Flags),
     /// Check and explain configurations
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -104,6 +110,8 @@ fn dispatch(command: Command) -> Exit {
             }
         }
         Command::Probes { format } => print(probes(format).as_bytes()),
+        Command::Detect(flags) => streamed(detect::run(&flags, io::stdin(), &mut io::stdout().lock())),
+        Command::Forecast(flags) => streamed(forecast::run(&flags, io::stdin(), &mut io::stdout().lock())),
         Command::Config(ConfigCommand::Check { file }) => match Config::load(Some(&file)) {
             Ok(config) => {
                 let targets: Vec<&str> = config.target.iter().map(|target| target.name.as_str()).collect();
@@ -127,6 +135,21 @@ fn dispatch(command: Command) -> Exit {
 fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
     eprintln!("tickscope: {}", chain(error));
     exit
+}
+
+/// How a stream of rows ended.
+fn streamed(result: Result<u64, CsvError>) -> Exit {
+    match result {
+        Ok(0) => Exit::Done,
+        Ok(skipped) => {
+            eprintln!("tickscope: {skipped} malformed lines skipped");
+            Exit::Done
+        }
+        Err(error) => match error.exit() {
+            Exit::Done => Exit::Done,
+            exit => fail(&error, exit),
+        },
+    }
 }
 
 /// Prints; a reader that has gone away is a clean end.

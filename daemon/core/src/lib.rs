@@ -5,6 +5,8 @@
 //! Start with [`State::step`].
 #![forbid(unsafe_code)]
 
+mod detector;
+mod forecast;
 mod governor;
 mod histogram;
 mod measurement;
@@ -12,6 +14,8 @@ mod series;
 mod snapshot;
 mod window;
 
+pub use detector::{DETECTORS, Detector, FEATURES, Refractory, Shift, Shifted, Tail, Threshold, Trigger};
+pub use forecast::{Counts, Direction, Effort, Eta, Forecast, Forecaster, Limit};
 pub use governor::{Decision, Governor, What, outlier_above_ns};
 pub use histogram::{Histogram, Quantile, lower_seconds, upper_seconds};
 pub use measurement::{

@@ -54,6 +54,8 @@ fn help_says_what_there_is() {
       top          Show what a running daemon measures
       doctor       Say what this kernel and these privileges allow, with the remedy
       probes       Explain every probe: what it measures, where, and what it cannot see
+      detect       Score a series from standard input: time,value in, time,value,anomaly_score out
+      forecast     Foresee when a series from standard input crosses a limit
       config       Check and explain configurations
       version      Say which build this is
       completions  Print a completion script for a shell
@@ -67,7 +69,9 @@ fn help_says_what_there_is() {
     Exit codes: 0 done, 1 failed, 2 usage, 3 no data, 69 a service is unavailable, 77 missing privilege,
     78 bad configuration.
     ");
-    for command in ["run", "top", "doctor", "probes", "config", "version", "completions", "man"] {
+    for command in
+        ["run", "top", "doctor", "probes", "detect", "forecast", "config", "version", "completions", "man"]
+    {
         let (code, out, error) = ran(&[command, "--help"]);
         assert_eq!((code, error.as_str()), (0, ""), "{command}");
         assert!(out.starts_with(|c: char| c.is_uppercase()), "{command}: {out}");
