@@ -5,6 +5,7 @@
 //! Start with [`State::step`].
 #![forbid(unsafe_code)]
 
+pub mod gate;
 mod governor;
 mod histogram;
 mod measurement;
