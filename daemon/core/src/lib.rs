@@ -7,6 +7,7 @@
 
 mod detector;
 mod forecast;
+pub mod gate;
 mod governor;
 mod histogram;
 mod measurement;
