@@ -41,7 +41,7 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
-    /// Run a benchmark: overhead
+    /// Run a benchmark: overhead, predict
     Bench {
         /// Its name
         name: String,

@@ -5,11 +5,13 @@
 
 mod normal;
 mod pyramid;
+mod record;
 mod season;
 mod shape;
 mod warning;
 
 use pyramid::{Pyramid, Question, TREND_AGE_MIN_S};
+pub use record::{PROMISE, Pending, TrackRecord};
 use season::Season;
 pub use shape::Effort;
 pub use warning::Eta;
@@ -217,7 +219,6 @@ impl Forecaster {
                     sigma: self.noise.sigma,
                     hit: self.warning.hit(),
                     effort: self.effort,
-                    widening: 1.0,
                     clock: self.clock,
                 };
                 if pyramid.push(y, sustained, &question) {

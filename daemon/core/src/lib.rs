@@ -16,7 +16,9 @@ mod snapshot;
 mod window;
 
 pub use detector::{DETECTORS, Detector, FEATURES, Refractory, Shift, Shifted, Tail, Threshold, Trigger};
-pub use forecast::{Counts, Direction, Effort, Eta, Forecast, Forecaster, Limit};
+pub use forecast::{
+    Counts, Direction, Effort, Eta, Forecast, Forecaster, Limit, PROMISE, Pending, TrackRecord,
+};
 pub use governor::{Decision, Governor, What, outlier_above_ns};
 pub use histogram::{Histogram, Quantile, lower_seconds, upper_seconds};
 pub use measurement::{

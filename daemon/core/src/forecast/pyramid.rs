@@ -33,8 +33,6 @@ pub struct Question {
     pub hit: f64,
     /// How many shapes are tried.
     pub effort: Effort,
-    /// Factor on standard deviations, from the record of past intervals; 1 without.
-    pub widening: f64,
     /// Time, samples.
     pub clock: f64,
 }
@@ -200,7 +198,7 @@ impl Level {
         self.near.forecast(self.count, mean(NEAR as f64).clamp(-bound, bound));
         self.far.forecast(self.count, mean(FAR as f64).clamp(-bound, bound));
 
-        let crossing = Crossing::new(&fits, limit, self.error_model(), question.widening);
+        let crossing = Crossing::new(&fits, limit, self.error_model());
         self.p = crossing.probability(reach, question.trend_age_min / self.block);
         self.eta = crossing.eta(4.0 * question.horizon / self.block, self.p).map(|eta| eta.scale(self.block));
         self.hits.judge(self.p, question.hit);
@@ -287,12 +285,11 @@ struct Crossing<'a> {
     limit: f64,
     near: f64,
     power: f64,
-    widening: f64,
 }
 
 impl<'a> Crossing<'a> {
-    fn new(fits: &'a Fits, limit: f64, (near, power): (f64, f64), widening: f64) -> Self {
-        Self { fits, limit, near, power, widening }
+    fn new(fits: &'a Fits, limit: f64, (near, power): (f64, f64)) -> Self {
+        Self { fits, limit, near, power }
     }
 
     /// The shapes that matter.
@@ -308,7 +305,7 @@ impl<'a> Crossing<'a> {
                 let (mean, trend) = fit.mean(t);
                 // A slope is known to a quarter at best.
                 let slope_error = (0.25 * trend).powi(2) * (t / (fit.age + 1.0)).min(1.0);
-                let deviation = self.widening * (fit.variance(t) + past_error + slope_error).sqrt();
+                let deviation = (fit.variance(t) + past_error + slope_error).sqrt();
                 fit.weight * normal::cdf((mean - self.limit) / deviation.max(1e-9))
             })
             .sum()
