@@ -51,21 +51,12 @@ pub struct Arguments {
 /// # Errors
 /// When a child cannot be started, ends early, or the reports do not add up.
 pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
-    let mut exchange = Process::start("exchange", &[])?;
+    let symbols = ("--symbols", arguments.flow.symbols.to_string());
+    let mut exchange = Process::start("exchange", std::slice::from_ref(&symbols))?;
     let at: exchange::Ready = exchange.line()?;
-    let run = &arguments.engine;
-    let mut engine = Process::start(
-        "engine",
-        &[
-            ("--exchange", at.listen.to_string()),
-            ("--mode", run.mode.name().to_owned()),
-            ("--max-quantity", run.max_quantity.to_string()),
-            ("--max-notional", run.max_notional.to_string()),
-            ("--collar", run.collar.to_string()),
-            ("--max-rate", run.max_rate.to_string()),
-            ("--max-position", run.max_position.to_string()),
-        ],
-    )?;
+    let mut flags = arguments.engine.flags();
+    flags.extend([symbols.clone(), ("--exchange", at.listen.to_string())]);
+    let mut engine = Process::start("engine", &flags)?;
     let engine_at: engine::Ready = engine.line()?;
     let mut publisher = Process::start(
         "publish",
@@ -74,6 +65,7 @@ pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
             ("--to", at.feed.to_string()),
             ("--rate", arguments.flow.rate.to_string()),
             ("--seed", arguments.flow.seed.to_string()),
+            symbols,
         ],
     )?;
     eprintln!(
@@ -118,7 +110,7 @@ fn check(report: &DemoReport) -> Result<(), Error> {
             report.publisher.published
         )));
     }
-    let acked = counters.accepted + counters.rejected;
+    let acked = counters.accepted + counters.rejected + counters.never_arrived;
     if acked != counters.orders || counters.open_orders > 0 {
         return Err(Error::Failed(format!(
             "{} orders were sent, {acked} acked, and {} are still open",

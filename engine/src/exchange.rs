@@ -1,7 +1,8 @@
 //! The paper exchange's sockets: one thread that waits on all of them with epoll.
 //!
 //! Bounds: [`MAX_CONNECTIONS`] connections; a connection that has not logged in after
-//! [`LOGIN_TIMEOUT_NS`], does not read what it is sent, or sends what makes no sense is closed.
+//! [`LOGIN_TIMEOUT_NS`], falls silent, does not read what it is sent, or sends what makes no sense is
+//! closed, and the orders of its session are canceled.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::now_ns;
 use crate::error::Error;
-use crate::order_entry::{FrameBuffer, Refusal, Request, Response};
+use crate::order_entry::{FrameBuffer, HEARTBEAT_NS, Refusal, Request, Response, SILENCE_NS};
 use crate::process::Stop;
 use crate::report::{ExchangeReport, Format, json_line, print, print_text};
-use crate::venue::{Login, Venue};
+use crate::venue::Venue;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -48,6 +49,9 @@ pub struct Arguments {
     /// Where market data arrives (UDP); port 0 takes a free one
     #[arg(long, env = "PAPER_ENGINE_FEED", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub feed: SocketAddr,
+    /// Instruments listed: 1 to this number
+    #[arg(long, env = "PAPER_ENGINE_SYMBOLS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub symbols: u16,
     /// How to print the report at the end
     #[arg(long, env = "PAPER_ENGINE_FORMAT", value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -85,7 +89,7 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
             .map_err(|error| Error::io("cannot create an epoll instance")(error.into()))?,
         listener,
         feed,
-        venue: Venue::new(crate::SYMBOL),
+        venue: Venue::new(arguments.symbols),
         connections: Vec::new(),
         outbox: Vec::new(),
         closed: 0,
@@ -118,8 +122,12 @@ struct Exchange {
 struct Connection {
     stream: TcpStream,
     frames: FrameBuffer,
-    login: Login,
-    since_ns: u64,
+    /// Number of its session; 0 before the login.
+    session: u32,
+    /// When it was opened or last heard of, in ns.
+    heard_ns: u64,
+    /// When something was last sent to it, in ns.
+    sent_ns: u64,
     unsent: Vec<u8>,
     /// Whether epoll tells when the stream can be written.
     waits_to_write: bool,
@@ -150,7 +158,7 @@ impl Exchange {
                 }
                 self.deliver();
             }
-            self.close_silent();
+            self.keep_alive();
         }
         Ok(())
     }
@@ -177,8 +185,9 @@ impl Exchange {
                 self.connections[at] = Some(Connection {
                     stream,
                     frames: FrameBuffer::default(),
-                    login: Login::default(),
-                    since_ns: now_ns(),
+                    session: 0,
+                    heard_ns: now_ns(),
+                    sent_ns: now_ns(),
                     unsent: Vec::new(),
                     waits_to_write: false,
                 });
@@ -219,11 +228,9 @@ impl Exchange {
     fn deliver(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox);
         for (session, response) in outbox.drain(..) {
-            let to =
-                self.connections.iter_mut().flatten().find(|connection| connection.login.session == session);
+            let to = self.connections.iter_mut().flatten().find(|connection| connection.session == session);
             if let Some(connection) = to {
-                let frame = response.encode();
-                connection.unsent.extend_from_slice(frame.as_slice());
+                connection.queue(&response);
             }
         }
         self.outbox = outbox;
@@ -260,30 +267,46 @@ impl Exchange {
         });
         if let Err(Closed { by_us }) = result {
             self.closed += u64::from(by_us);
-            self.venue.on_disconnect(connection.login);
+            self.venue.on_disconnect(connection.session, now_ns());
             // Dropping the stream takes it out of epoll.
             self.connections[at] = None;
         }
     }
 
-    fn close_silent(&mut self) {
+    /// Closes connections that say nothing, and says something to those that heard nothing.
+    fn keep_alive(&mut self) {
         let now = now_ns();
         for at in 0..self.connections.len() {
-            if let Some(connection) = &self.connections[at]
-                && connection.login.session == 0
-                && now - connection.since_ns > LOGIN_TIMEOUT_NS
-            {
-                tell(&connection.stream, Refusal::Login);
+            let Some(connection) = &mut self.connections[at] else {
+                continue;
+            };
+            let silent_ns = now - connection.heard_ns;
+            let silent = match connection.session {
+                0 => (silent_ns > LOGIN_TIMEOUT_NS).then_some(Refusal::Login),
+                _ => (silent_ns > SILENCE_NS).then_some(Refusal::Silent),
+            };
+            if let Some(refusal) = silent {
+                tell(&connection.stream, refusal);
                 self.settle(at, Err(Closed { by_us: true }));
+            } else if connection.session != 0 && now - connection.sent_ns > HEARTBEAT_NS {
+                connection.queue(&Response::Heartbeat);
             }
         }
+        self.deliver();
     }
 }
 
 impl Connection {
+    fn queue(&mut self, response: &Response) {
+        self.unsent.extend_from_slice(response.encode().as_slice());
+        self.sent_ns = now_ns();
+    }
+
     fn read(&mut self, venue: &mut Venue, outbox: &mut Vec<(u32, Response)>) -> Result<(), Closed> {
         match self.frames.fill(&mut self.stream) {
             Ok(0) => return Err(Closed { by_us: false }),
+            Ok(_) if self.session != 0 => self.heard_ns = now_ns(),
+            // What is no login yet does not count.
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(_) => return Err(Closed { by_us: false }),
@@ -295,7 +318,7 @@ impl Connection {
                 Err(error) => Err(error),
             };
             let done = request.map_err(|_| Refusal::Malformed).and_then(|request| {
-                venue.on_request(&mut self.login, &request, now_ns(), |session, response| {
+                venue.on_request(&mut self.session, &request, now_ns(), |session, response| {
                     outbox.push((session, response));
                 })
             });

@@ -18,6 +18,7 @@ pub mod md;
 pub mod open_order;
 pub mod order_entry;
 pub mod risk;
+pub mod session;
 pub mod strategy;
 pub mod trader;
 pub mod venue;
@@ -32,8 +33,6 @@ pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod exchange;
+pub mod gateway;
 pub mod process;
 pub mod publisher;
-
-/// The one instrument that the publisher quotes, the engine trades and the exchange lists.
-pub const SYMBOL: u16 = 1;
