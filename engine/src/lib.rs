@@ -12,13 +12,16 @@
 )]
 
 pub mod book;
+pub mod comparison;
 pub mod flow;
 pub mod matching;
 pub mod md;
 pub mod open_order;
 pub mod order_entry;
 pub mod risk;
+pub mod route;
 pub mod session;
+pub mod splitter;
 pub mod strategy;
 pub mod trader;
 pub mod venue;
@@ -28,6 +31,7 @@ pub mod hooks;
 pub mod latency;
 pub mod report;
 
+pub mod admin;
 pub mod clock;
 pub mod demo;
 pub mod engine;
