@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::order_entry::EnterOrder;
 
@@ -17,7 +17,7 @@ const PATIENCE_NS: u64 = 1_000_000_000;
 const MAX_WAITING: usize = 64 * 1024;
 
 /// How the decisions compare.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compared {
     /// Both decided alike.
     pub equal: u64,

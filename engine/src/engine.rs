@@ -55,6 +55,9 @@ pub struct Arguments {
     /// The exchange's order entry (TCP)
     #[arg(long, env = "PAPER_ENGINE_EXCHANGE", value_name = "ADDRESS")]
     pub exchange: SocketAddr,
+    /// Which build this is: its user name at the exchange, and in reports
+    #[arg(long, env = "PAPER_ENGINE_BUILD", default_value = "engine", value_name = "NAME", value_parser = parse_build)]
+    pub build: String,
     /// Instruments traded: 1 to this number
     #[arg(long, env = "PAPER_ENGINE_SYMBOLS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub symbols: u16,
@@ -181,7 +184,7 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
         .then(|| Poll::new(&feed))
         .transpose()
         .map_err(Error::io("cannot create an epoll instance"))?;
-    let gateway = Gateway::connect(arguments.exchange, *b"engine    ")?;
+    let gateway = Gateway::connect(arguments.exchange, user(&arguments.build))?;
     if announce {
         print_text(&json_line(&Ready { feed: address })?)?;
     } else {
@@ -224,6 +227,7 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
     counters.clock_errors = md.clock_errors;
     let report = EngineReport {
         pid: std::process::id(),
+        build: arguments.build.clone(),
         mode: arguments.run.mode.name().to_owned(),
         elapsed_ns: now_ns() - start_ns,
         counters,
@@ -439,6 +443,18 @@ fn pin(cpu: Option<u32>) -> io::Result<()> {
     cpus.set(cpu as usize);
     rustix::thread::sched_setaffinity(None, &cpus)
         .map_err(|error| io::Error::other(format!("cannot run on CPU {cpu}: {error}")))
+}
+
+fn parse_build(name: &str) -> Result<String, String> {
+    let fits = (1..=10).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    fits.then(|| name.to_owned()).ok_or_else(|| "expected 1 to 10 letters and digits".to_owned())
+}
+
+/// A build's name as a user name, padded with spaces.
+fn user(build: &str) -> [u8; 10] {
+    let mut user = [b' '; 10];
+    user.iter_mut().zip(build.bytes()).for_each(|(to, from)| *to = from);
+    user
 }
 
 /// Nothing to receive now.

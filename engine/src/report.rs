@@ -7,7 +7,7 @@
 //! { "version": 1, "mode": "block"|"epoll"|"spin", "rate": f, "seed": n, "elapsed_ns": n,
 //!   "publisher": { "pid", "seed", "rate", "session", "published", "datagrams", "bytes", "send_errors",
 //!                  "elapsed_ns", "lateness": LATENCY },
-//!   "engine":    { "pid", "mode", "elapsed_ns", "counters": { ... }, "latencies": { NAME: LATENCY } },
+//!   "engine":    { "pid", "build", "mode", "elapsed_ns", "counters": { ... }, "latencies": { NAME: LATENCY } },
 //!   "exchange":  { "pid", "elapsed_ns", "counters": { ... } } }
 //! LATENCY = { "count", "sum_ns", "min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns" }
 //! ```
@@ -203,6 +203,8 @@ pub struct PublisherReport {
 pub struct EngineReport {
     /// Process id.
     pub pid: u32,
+    /// Which build it is.
+    pub build: String,
     /// How it received: `block`, `epoll` or `spin`.
     pub mode: String,
     /// How long it ran, in ns.

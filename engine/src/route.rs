@@ -163,6 +163,11 @@ impl Routes {
         self.up[arm as usize]
     }
 
+    /// Whether some instruments may not be where they belong yet.
+    pub fn is_moving(&self) -> bool {
+        self.unsettled > 0
+    }
+
     /// Number of instruments whose owner is `arm`.
     pub fn owned(&self, arm: Arm) -> usize {
         self.instruments.iter().filter(|route| route.owner() == Some(arm)).count()

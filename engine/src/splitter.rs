@@ -7,6 +7,8 @@
 //!
 //! Pure: time is an argument, and datagrams go to `send`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::book::Book;
 use crate::matching::OrderType;
 use crate::md::{self, Body, Datagram, Message, Packet, Sequencer, Session, Status};
@@ -22,7 +24,7 @@ const CHANGES_AT_ONCE: usize = 8;
 const STEP_NS: u64 = 1_000_000;
 
 /// What the splitter counted.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitCounters {
     /// Datagrams received.
     pub datagrams: u64,

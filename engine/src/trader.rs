@@ -298,6 +298,8 @@ impl Trader {
         };
         if let Err(reason) = allowed {
             self.denied[reason as usize] += 1;
+            // A place that an order keeps for ever must not stop all that come.
+            self.next_reference += u32::from(reason == Denied::OpenOrders);
             return None;
         }
         self.next_reference += 1;

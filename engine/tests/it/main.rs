@@ -7,4 +7,5 @@
 
 mod peer;
 mod processes;
+mod router;
 mod sessions;

@@ -115,14 +115,20 @@ impl Client {
         }
     }
 
-    /// The next request of an engine; here we are its exchange.
-    pub fn request(&mut self) -> Request {
+    /// The next request of an engine, when we are its exchange; `None` when it has hung up.
+    pub fn next_request(&mut self) -> Option<Request> {
         loop {
             if let Some(body) = self.frames.next_frame().unwrap() {
-                return Request::parse(body).unwrap();
+                return Some(Request::parse(body).unwrap());
             }
-            assert_ne!(self.frames.fill(&mut self.stream).unwrap(), 0, "it hung up");
+            if self.frames.fill(&mut self.stream).ok()? == 0 {
+                return None;
+            }
         }
+    }
+
+    pub fn request(&mut self) -> Request {
+        self.next_request().unwrap()
     }
 
     pub fn update(&mut self) -> (u32, Update) {
