@@ -14,7 +14,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// End of a chain of slots.
 const NIL: u32 = u32::MAX;
 
-/// Price levels a side holds before its list has to grow.
+/// Price levels a side holds before its list has to grow; fewer when fewer orders fit.
 const LEVELS: usize = 1024;
 
 /// Side of an order.
@@ -134,8 +134,8 @@ impl Book {
             free: NIL,
             // Twice the room: removals leave tombstones, which a half-empty table clears in place.
             index: HashMap::with_capacity_and_hasher(capacity * 2, BuildHasherDefault::default()),
-            bids: Vec::with_capacity(LEVELS),
-            asks: Vec::with_capacity(LEVELS),
+            bids: Vec::with_capacity(LEVELS.min(capacity)),
+            asks: Vec::with_capacity(LEVELS.min(capacity)),
             capacity,
         }
     }
@@ -591,6 +591,6 @@ mod tests {
         assert_eq!(room.0, book.slots.capacity());
         // `HashMap::capacity` shrinks by its tombstones, but never grows past what was reserved.
         assert!(book.index.capacity() <= room.1);
-        assert_eq!(book.bids.capacity(), LEVELS);
+        assert_eq!(book.bids.capacity(), 64);
     }
 }

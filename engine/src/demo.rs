@@ -53,23 +53,13 @@ pub struct Arguments {
 /// # Errors
 /// When a child cannot be started, ends early, or the reports do not add up.
 pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
+    let symbols = ("--symbols", arguments.flow.symbols.to_string());
     let names = Names::new()?;
-    let mut exchange = Process::start(&names, "exchange", &[])?;
+    let mut exchange = Process::start(&names, "exchange", std::slice::from_ref(&symbols))?;
     let at: exchange::Ready = exchange.line()?;
-    let run = &arguments.engine;
-    let mut engine = Process::start(
-        &names,
-        "engine",
-        &[
-            ("--exchange", at.listen.to_string()),
-            ("--mode", run.mode.name().to_owned()),
-            ("--max-quantity", run.max_quantity.to_string()),
-            ("--max-notional", run.max_notional.to_string()),
-            ("--collar", run.collar.to_string()),
-            ("--max-rate", run.max_rate.to_string()),
-            ("--max-position", run.max_position.to_string()),
-        ],
-    )?;
+    let mut flags = arguments.engine.flags();
+    flags.extend([symbols.clone(), ("--exchange", at.listen.to_string())]);
+    let mut engine = Process::start(&names, "engine", &flags)?;
     let engine_at: engine::Ready = engine.line()?;
     let mut publisher = Process::start(
         &names,
@@ -79,6 +69,7 @@ pub fn run(arguments: &Arguments, stop: &Stop) -> Result<(), Error> {
             ("--to", at.feed.to_string()),
             ("--rate", arguments.flow.rate.to_string()),
             ("--seed", arguments.flow.seed.to_string()),
+            symbols,
         ],
     )?;
     eprintln!(
@@ -123,7 +114,7 @@ fn check(report: &DemoReport) -> Result<(), Error> {
             report.publisher.published
         )));
     }
-    let acked = counters.accepted + counters.rejected;
+    let acked = counters.accepted + counters.rejected + counters.never_arrived;
     if acked != counters.orders || counters.open_orders > 0 {
         return Err(Error::Failed(format!(
             "{} orders were sent, {acked} acked, and {} are still open",

@@ -1,10 +1,11 @@
 //! The paper exchange's sockets: one thread that waits on all of them with epoll.
 //!
 //! Bounds: [`MAX_CONNECTIONS`] connections; a connection that has not logged in after
-//! [`LOGIN_TIMEOUT_NS`], does not read what it is sent, or sends what makes no sense is closed.
+//! [`LOGIN_TIMEOUT_NS`], falls silent, does not read what it is sent, or sends what makes no sense is
+//! closed, and the orders of its session are canceled.
 
-use std::io::{self, ErrorKind, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -12,20 +13,18 @@ use rustix::time::Timespec;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::now_ns;
+use crate::connection::{Closed, Connection};
 use crate::error::Error;
-use crate::order_entry::{FrameBuffer, Refusal, Request, Response};
+use crate::order_entry::{HEARTBEAT_NS, Refusal, Request, Response, SILENCE_NS};
 use crate::process::Stop;
 use crate::report::{ExchangeReport, Format, json_line, print, print_text};
-use crate::venue::{Login, Venue};
+use crate::venue::Venue;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 64;
 
 /// A connection must log in within this, in ns.
 const LOGIN_TIMEOUT_NS: u64 = 5_000_000_000;
-
-/// Most bytes that wait for a peer to read, per connection.
-const MAX_UNSENT: usize = 1024 * 1024;
 
 /// Datagrams taken in one go, so that a flood of them does not starve the sessions.
 const DATAGRAMS_AT_ONCE: usize = 64;
@@ -48,6 +47,9 @@ pub struct Arguments {
     /// Where market data arrives (UDP); port 0 takes a free one
     #[arg(long, env = "PAPER_ENGINE_FEED", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub feed: SocketAddr,
+    /// Instruments listed: 1 to this number
+    #[arg(long, env = "PAPER_ENGINE_SYMBOLS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub symbols: u16,
     /// How to print the report at the end
     #[arg(long, env = "PAPER_ENGINE_FORMAT", value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -85,7 +87,7 @@ pub fn run(arguments: &Arguments, announce: bool, stop: &Stop) -> Result<(), Err
             .map_err(|error| Error::io("cannot create an epoll instance")(error.into()))?,
         listener,
         feed,
-        venue: Venue::new(crate::SYMBOL),
+        venue: Venue::new(arguments.symbols),
         connections: Vec::new(),
         outbox: Vec::new(),
         closed: 0,
@@ -109,25 +111,20 @@ struct Exchange {
     feed: UdpSocket,
     venue: Venue,
     /// A closed connection leaves its place empty for the next one.
-    connections: Vec<Option<Connection>>,
+    connections: Vec<Option<Client>>,
     /// Responses of the venue that are not yet with their connection.
     outbox: Vec<(u32, Response)>,
     closed: u64,
 }
 
-struct Connection {
-    stream: TcpStream,
-    frames: FrameBuffer,
-    login: Login,
-    since_ns: u64,
-    unsent: Vec<u8>,
-    /// Whether epoll tells when the stream can be written.
-    waits_to_write: bool,
-}
-
-/// A connection is over; its peer may have been told why.
-struct Closed {
-    by_us: bool,
+struct Client {
+    connection: Connection,
+    /// Number of its session; 0 before the login.
+    session: u32,
+    /// When it was opened or last heard of, in ns.
+    heard_ns: u64,
+    /// When something was last sent to it, in ns.
+    sent_ns: u64,
 }
 
 impl Exchange {
@@ -150,39 +147,28 @@ impl Exchange {
                 }
                 self.deliver();
             }
-            self.close_silent();
+            self.keep_alive();
         }
         Ok(())
     }
 
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
-            let at = match self.connections.iter().position(Option::is_none) {
-                Some(at) => at,
-                None if self.connections.len() < MAX_CONNECTIONS => {
-                    self.connections.push(None);
-                    self.connections.len() - 1
-                }
-                None => {
-                    self.closed += 1;
-                    tell(&stream, Refusal::Full);
-                    continue;
-                }
+            let free = self.connections.iter().position(Option::is_none);
+            let at = free.unwrap_or(self.connections.len());
+            let Ok(mut connection) = Connection::new(stream, &self.epoll, at as u64) else {
+                continue;
             };
-            let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).and_then(|()| {
-                let name = EventData::new_u64(at as u64);
-                Ok(epoll::add(&self.epoll, &stream, name, EventFlags::IN)?)
-            });
-            if ready.is_ok() {
-                self.connections[at] = Some(Connection {
-                    stream,
-                    frames: FrameBuffer::default(),
-                    login: Login::default(),
-                    since_ns: now_ns(),
-                    unsent: Vec::new(),
-                    waits_to_write: false,
-                });
+            if at == MAX_CONNECTIONS {
+                self.closed += 1;
+                connection.tell(&Response::Refused(Refusal::Full).encode());
+                continue;
             }
+            if free.is_none() {
+                self.connections.push(None);
+            }
+            let now = now_ns();
+            self.connections[at] = Some(Client { connection, session: 0, heard_ns: now, sent_ns: now });
         }
     }
 
@@ -202,15 +188,12 @@ impl Exchange {
     }
 
     fn converse(&mut self, at: usize, ready: EventFlags) {
-        let Some(Some(connection)) = self.connections.get_mut(at) else {
+        let Some(Some(client)) = self.connections.get_mut(at) else {
             return;
         };
         let mut result = Ok(());
         if ready.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-            result = connection.read(&mut self.venue, &mut self.outbox);
-        }
-        if ready.contains(EventFlags::OUT) {
-            result = result.and_then(|()| connection.flush());
+            result = client.read(&mut self.venue, &mut self.outbox);
         }
         self.settle(at, result);
     }
@@ -219,109 +202,79 @@ impl Exchange {
     fn deliver(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox);
         for (session, response) in outbox.drain(..) {
-            let to =
-                self.connections.iter_mut().flatten().find(|connection| connection.login.session == session);
-            if let Some(connection) = to {
-                let frame = response.encode();
-                connection.unsent.extend_from_slice(frame.as_slice());
+            let to = self.connections.iter_mut().flatten().find(|client| client.session == session);
+            if let Some(client) = to {
+                client.queue(&response);
             }
         }
         self.outbox = outbox;
         for at in 0..self.connections.len() {
-            if let Some(connection) = &mut self.connections[at]
-                && !connection.unsent.is_empty()
-                && !connection.waits_to_write
-            {
-                let result = connection.flush();
-                self.settle(at, result);
-            }
+            self.settle(at, Ok(()));
         }
     }
 
-    /// Closes a connection that is over; otherwise asks epoll for what it waits for.
+    /// Sends what is to be sent, and closes a connection that is over.
     fn settle(&mut self, at: usize, result: Result<(), Closed>) {
-        let Some(connection) = &mut self.connections[at] else {
+        let Some(client) = &mut self.connections[at] else {
             return;
         };
-        let result = result.and_then(|()| {
-            let waits_to_write = !connection.unsent.is_empty();
-            if connection.unsent.len() > MAX_UNSENT {
-                return Err(Closed { by_us: true });
-            }
-            if waits_to_write != connection.waits_to_write {
-                connection.waits_to_write = waits_to_write;
-                let mut flags = EventFlags::IN;
-                flags.set(EventFlags::OUT, waits_to_write);
-                let name = EventData::new_u64(at as u64);
-                epoll::modify(&self.epoll, &connection.stream, name, flags)
-                    .map_err(|_| Closed { by_us: true })?;
-            }
-            Ok(())
-        });
-        if let Err(Closed { by_us }) = result {
+        if let Err(Closed { by_us }) = result.and_then(|()| client.connection.flush(&self.epoll)) {
             self.closed += u64::from(by_us);
-            self.venue.on_disconnect(connection.login);
+            self.venue.on_disconnect(client.session, now_ns());
             // Dropping the stream takes it out of epoll.
             self.connections[at] = None;
         }
     }
 
-    fn close_silent(&mut self) {
+    /// Closes connections that say nothing, and says something to those that heard nothing.
+    fn keep_alive(&mut self) {
         let now = now_ns();
         for at in 0..self.connections.len() {
-            if let Some(connection) = &self.connections[at]
-                && connection.login.session == 0
-                && now - connection.since_ns > LOGIN_TIMEOUT_NS
-            {
-                tell(&connection.stream, Refusal::Login);
+            let Some(client) = &mut self.connections[at] else {
+                continue;
+            };
+            let silent_ns = now - client.heard_ns;
+            let silent = match client.session {
+                0 => (silent_ns > LOGIN_TIMEOUT_NS).then_some(Refusal::Login),
+                _ => (silent_ns > SILENCE_NS).then_some(Refusal::Silent),
+            };
+            if let Some(refusal) = silent {
+                client.connection.tell(&Response::Refused(refusal).encode());
                 self.settle(at, Err(Closed { by_us: true }));
+            } else if client.session != 0 && now - client.sent_ns > HEARTBEAT_NS {
+                client.queue(&Response::Heartbeat);
             }
         }
+        self.deliver();
     }
 }
 
-impl Connection {
+impl Client {
+    fn queue(&mut self, response: &Response) {
+        self.connection.queue(&response.encode());
+        self.sent_ns = now_ns();
+    }
+
     fn read(&mut self, venue: &mut Venue, outbox: &mut Vec<(u32, Response)>) -> Result<(), Closed> {
-        match self.frames.fill(&mut self.stream) {
-            Ok(0) => return Err(Closed { by_us: false }),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(_) => return Err(Closed { by_us: false }),
+        // What is no login yet does not count as a sign of life.
+        if self.connection.fill()? && self.session != 0 {
+            self.heard_ns = now_ns();
         }
         loop {
-            let request = match self.frames.next_frame() {
+            let request = match self.connection.next_frame() {
                 Ok(None) => return Ok(()),
                 Ok(Some(body)) => Request::parse(body),
                 Err(error) => Err(error),
             };
             let done = request.map_err(|_| Refusal::Malformed).and_then(|request| {
-                venue.on_request(&mut self.login, &request, now_ns(), |session, response| {
+                venue.on_request(&mut self.session, &request, now_ns(), |session, response| {
                     outbox.push((session, response));
                 })
             });
             if let Err(refusal) = done {
-                tell(&self.stream, refusal);
+                self.connection.tell(&Response::Refused(refusal).encode());
                 return Err(Closed { by_us: true });
             }
         }
     }
-
-    fn flush(&mut self) -> Result<(), Closed> {
-        let mut sent = 0;
-        while sent < self.unsent.len() {
-            match self.stream.write(&self.unsent[sent..]) {
-                Ok(len) if len > 0 => sent += len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                _ => return Err(Closed { by_us: false }),
-            }
-        }
-        self.unsent.drain(..sent);
-        Ok(())
-    }
-}
-
-/// Tells a peer why its connection is closed, if it can still be told.
-fn tell(mut stream: &TcpStream, refusal: Refusal) {
-    let _ = stream.write(Response::Refused(refusal).encode().as_slice());
 }

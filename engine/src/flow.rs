@@ -70,18 +70,20 @@ const DISTANCE_MEAN: u64 = 5;
 pub struct Planned {
     /// Time since the message before, in ns.
     pub gap_ns: u64,
+    /// Which instrument, from 1.
+    pub symbol: u16,
     /// The message.
     pub body: Body,
 }
 
-/// An endless, seeded flow of messages for one symbol.
+/// An endless, seeded flow of messages.
 #[derive(Debug)]
 pub struct Flow {
-    random: Random,
-    book: Book,
-    next_id: u64,
-    trades: u64,
-    anchor: u32,
+    draw: Draw,
+    /// Instrument `symbol` is at `symbol - 1`.
+    markets: Vec<Market>,
+    /// Where the present burst is, in `markets`.
+    current: usize,
     /// Messages that must still follow in this sweep.
     sweep: u64,
     /// Chance that an ordinary burst goes on after a message.
@@ -93,8 +95,9 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// A flow of `rate` messages/s on average; `rate` must be positive and finite.
-    pub fn new(seed: u64, rate: f64) -> Self {
+    /// A flow of `rate` messages/s on average, positive and finite, about the instruments
+    /// 1 to `symbols`, at least one.
+    pub fn new(seed: u64, rate: f64, symbols: u16) -> Self {
         let sweep_share = 1.0 / SWEEP_ONE_IN as f64;
         let sweep_mean = (SWEEP_MIN + SWEEP_MAX) as f64 / 2.0;
         let ordinary = (BURST_MEAN - sweep_share * sweep_mean) / (1.0 - sweep_share);
@@ -102,11 +105,9 @@ impl Flow {
         let gap_mean_ns = scale * GAP_MEDIAN_NS * (GAP_SIGMA * GAP_SIGMA / 2.0).exp();
         let inside = 1.0 - 1.0 / BURST_MEAN;
         Self {
-            random: Random(seed),
-            book: Book::with_capacity(4 * LIVE),
-            next_id: 1,
-            trades: 0,
-            anchor: ANCHOR,
+            draw: Draw { random: Random(seed), next_id: 1, trades: 0 },
+            markets: (0..symbols.max(1)).map(|_| Market::default()).collect(),
+            current: 0,
             sweep: 0,
             go_on: 1.0 - 1.0 / ordinary,
             pause_ns: BURST_MEAN * (1e9 / rate - gap_mean_ns * inside),
@@ -114,122 +115,60 @@ impl Flow {
         }
     }
 
-    /// The orders that rest after the last message.
-    pub fn book(&self) -> &Book {
-        &self.book
+    /// The orders of an instrument that rest after the last message.
+    pub fn book(&self, symbol: u16) -> Option<&Book> {
+        self.markets.get(usize::from(symbol).checked_sub(1)?).map(|market| &market.book)
     }
 
     fn gap_ns(&mut self) -> u64 {
+        let random = &mut self.draw.random;
         let inside = if self.sweep > 0 {
             self.sweep -= 1;
             true
         } else {
-            self.random.unit() < self.go_on
+            random.unit() < self.go_on
         };
         if inside {
-            (self.scale * GAP_MEDIAN_NS * (GAP_SIGMA * self.random.normal()).exp()) as u64
+            (self.scale * GAP_MEDIAN_NS * (GAP_SIGMA * random.normal()).exp()) as u64
         } else {
-            if self.random.below(SWEEP_ONE_IN) == 0 {
-                self.sweep = SWEEP_MIN + self.random.below(SWEEP_MAX - SWEEP_MIN + 1) - 1;
+            if random.below(SWEEP_ONE_IN) == 0 {
+                self.sweep = SWEEP_MIN + random.below(SWEEP_MAX - SWEEP_MIN + 1) - 1;
             }
-            (-self.pause_ns * self.random.unit().ln()) as u64
+            if self.markets.len() > 1 {
+                self.current = random.below(self.markets.len() as u64) as usize;
+            }
+            (-self.pause_ns * random.unit().ln()) as u64
         }
     }
+}
 
-    fn body(&mut self) -> Body {
-        self.walk();
-        let live = self.book.len() as i64;
-        let target = LIVE as i64;
-        // Moves weight between add and delete; the ends keep both possible.
-        let steer = ((live - target) * 400 / target).clamp(-400, 400);
-        let mut draw = self.random.below(WEIGHTS as u64) as i64;
-        let mut hit = |weight: i64| {
-            draw -= weight;
-            draw < 0
-        };
-        // Few orders on a side: add one there, so that neither ever runs empty.
-        let thin = [Side::Buy, Side::Sell].into_iter().find(|&side| self.book.best(side).is_none());
-        if let Some(side) = thin {
-            self.add(side)
-        } else if hit(ADD - steer) {
-            let side = self.side();
-            self.add(side)
-        } else if hit(DELETE + steer) {
-            self.delete()
-        } else if hit(EXECUTE) {
-            self.execute()
-        } else if hit(CANCEL) {
-            self.cancel()
-        } else if hit(REPLACE) {
-            self.replace()
-        } else {
-            self.trade()
-        }
+impl Iterator for Flow {
+    type Item = Planned;
+
+    fn next(&mut self) -> Option<Planned> {
+        let gap_ns = self.gap_ns();
+        let body = self.markets[self.current].next(&mut self.draw);
+        Some(Planned { gap_ns, symbol: self.current as u16 + 1, body })
     }
+}
 
-    /// One message in 100 moves the anchor by a tick.
-    fn walk(&mut self) {
-        let range = ANCHOR_RANGE * TICK;
-        self.anchor = match self.random.below(200) {
-            0 => (self.anchor + TICK).min(ANCHOR + range),
-            1 => (self.anchor - TICK).max(ANCHOR - range),
-            _ => self.anchor,
-        };
-    }
+/// What all instruments draw from.
+#[derive(Debug)]
+struct Draw {
+    random: Random,
+    next_id: u64,
+    trades: u64,
+}
 
-    fn add(&mut self, side: Side) -> Body {
-        let order =
-            Order { id: self.next_id, owner: 0, side, price: self.price(side), quantity: self.quantity() };
+impl Draw {
+    fn id(&mut self) -> u64 {
         self.next_id += 1;
-        self.book.add(order).expect("the id is new, the price does not cross, and steering keeps room");
-        Body::Add { id: order.id, side, quantity: order.quantity, price: order.price }
+        self.next_id - 1
     }
 
-    fn delete(&mut self) -> Body {
-        let order = self.pick();
-        self.book.remove(order.id).expect("a picked order rests in the book");
-        Body::Delete { id: order.id }
-    }
-
-    fn execute(&mut self) -> Body {
-        let side = self.side();
-        let order = self.book.front(side).expect("neither side is empty when this is drawn");
-        let quantity =
-            if self.random.below(4) == 0 && order.quantity > 1 { order.quantity / 2 } else { order.quantity };
-        self.book.reduce(order.id, quantity).expect("the front order has that quantity");
+    fn trade(&mut self) -> u64 {
         self.trades += 1;
-        Body::Execute { id: order.id, quantity, trade: self.trades }
-    }
-
-    fn cancel(&mut self) -> Body {
-        let order = self.pick();
-        if order.quantity == 1 {
-            self.book.remove(order.id).expect("a picked order rests in the book");
-            return Body::Delete { id: order.id };
-        }
-        let quantity = order.quantity / 2;
-        self.book.reduce(order.id, quantity).expect("a picked order has more than half its quantity");
-        Body::Cancel { id: order.id, quantity }
-    }
-
-    fn replace(&mut self) -> Body {
-        let order = self.pick();
-        let (new_id, quantity, price) = (self.next_id, self.quantity(), self.price(order.side));
-        self.next_id += 1;
-        self.book
-            .replace(order.id, new_id, quantity, price)
-            .expect("the id is new and the price does not cross");
-        Body::Replace { id: order.id, new_id, quantity, price }
-    }
-
-    fn trade(&mut self) -> Body {
-        self.trades += 1;
-        Body::Trade { side: self.side(), quantity: self.quantity(), price: self.anchor, trade: self.trades }
-    }
-
-    fn pick(&mut self) -> Order {
-        let seed = self.random.next();
-        self.book.pick(seed).expect("neither side is empty when this is drawn")
+        self.trades
     }
 
     fn side(&mut self) -> Side {
@@ -240,11 +179,120 @@ impl Flow {
     fn quantity(&mut self) -> u32 {
         100 * (1 + self.random.below(5) as u32)
     }
+}
+
+/// One instrument.
+#[derive(Debug)]
+struct Market {
+    book: Book,
+    anchor: u32,
+}
+
+impl Default for Market {
+    fn default() -> Self {
+        Self { book: Book::with_capacity(4 * LIVE), anchor: ANCHOR }
+    }
+}
+
+impl Market {
+    fn next(&mut self, draw: &mut Draw) -> Body {
+        self.walk(&mut draw.random);
+        let live = self.book.len() as i64;
+        let target = LIVE as i64;
+        // Moves weight between add and delete; the ends keep both possible.
+        let steer = ((live - target) * 400 / target).clamp(-400, 400);
+        let mut number = draw.random.below(WEIGHTS as u64) as i64;
+        let mut hit = |weight: i64| {
+            number -= weight;
+            number < 0
+        };
+        // Few orders on a side: add one there, so that neither ever runs empty.
+        let thin = [Side::Buy, Side::Sell].into_iter().find(|&side| self.book.best(side).is_none());
+        if let Some(side) = thin {
+            self.add(draw, side)
+        } else if hit(ADD - steer) {
+            let side = draw.side();
+            self.add(draw, side)
+        } else if hit(DELETE + steer) {
+            self.delete(draw)
+        } else if hit(EXECUTE) {
+            self.execute(draw)
+        } else if hit(CANCEL) {
+            self.cancel(draw)
+        } else if hit(REPLACE) {
+            self.replace(draw)
+        } else {
+            Body::Trade {
+                trade: draw.trade(),
+                side: draw.side(),
+                quantity: draw.quantity(),
+                price: self.anchor,
+            }
+        }
+    }
+
+    /// One message in 100 moves the anchor by a tick.
+    fn walk(&mut self, random: &mut Random) {
+        let range = ANCHOR_RANGE * TICK;
+        self.anchor = match random.below(200) {
+            0 => (self.anchor + TICK).min(ANCHOR + range),
+            1 => (self.anchor - TICK).max(ANCHOR - range),
+            _ => self.anchor,
+        };
+    }
+
+    fn add(&mut self, draw: &mut Draw, side: Side) -> Body {
+        let price = self.price(&mut draw.random, side);
+        let order = Order { id: draw.id(), owner: 0, side, price, quantity: draw.quantity() };
+        self.book.add(order).expect("the id is new, the price does not cross, and steering keeps room");
+        Body::Add { id: order.id, side, quantity: order.quantity, price: order.price }
+    }
+
+    fn delete(&mut self, draw: &mut Draw) -> Body {
+        let order = self.pick(&mut draw.random);
+        self.book.remove(order.id).expect("a picked order rests in the book");
+        Body::Delete { id: order.id }
+    }
+
+    fn execute(&mut self, draw: &mut Draw) -> Body {
+        let side = draw.side();
+        let order = self.book.front(side).expect("neither side is empty when this is drawn");
+        let quantity =
+            if draw.random.below(4) == 0 && order.quantity > 1 { order.quantity / 2 } else { order.quantity };
+        self.book.reduce(order.id, quantity).expect("the front order has that quantity");
+        Body::Execute { id: order.id, quantity, trade: draw.trade() }
+    }
+
+    fn cancel(&mut self, draw: &mut Draw) -> Body {
+        let order = self.pick(&mut draw.random);
+        if order.quantity == 1 {
+            self.book.remove(order.id).expect("a picked order rests in the book");
+            return Body::Delete { id: order.id };
+        }
+        let quantity = order.quantity / 2;
+        self.book.reduce(order.id, quantity).expect("a picked order has more than half its quantity");
+        Body::Cancel { id: order.id, quantity }
+    }
+
+    fn replace(&mut self, draw: &mut Draw) -> Body {
+        let order = self.pick(&mut draw.random);
+        let quantity = draw.quantity();
+        let price = self.price(&mut draw.random, order.side);
+        let new_id = draw.id();
+        self.book
+            .replace(order.id, new_id, quantity, price)
+            .expect("the id is new and the price does not cross");
+        Body::Replace { id: order.id, new_id, quantity, price }
+    }
+
+    fn pick(&self, random: &mut Random) -> Order {
+        self.book.pick(random.next()).expect("neither side is empty when this is drawn")
+    }
 
     /// A price behind the anchor, geometrically spread, that does not cross.
-    fn price(&mut self, side: Side) -> u32 {
+    fn price(&self, random: &mut Random, side: Side) -> u32 {
         let mut ticks = 1;
-        while ticks < ANCHOR_RANGE && self.random.below(DISTANCE_MEAN) != 0 {
+        while ticks < ANCHOR_RANGE && random.below(DISTANCE_MEAN) != 0 {
             ticks += 1;
         }
         let best = self.book.best(side.opposite()).map(|level| level.price);
@@ -258,14 +306,6 @@ impl Flow {
                 best.map_or(price, |bid| price.max(bid + TICK))
             }
         }
-    }
-}
-
-impl Iterator for Flow {
-    type Item = Planned;
-
-    fn next(&mut self) -> Option<Planned> {
-        Some(Planned { gap_ns: self.gap_ns(), body: self.body() })
     }
 }
 
@@ -309,7 +349,7 @@ mod tests {
     const MESSAGES: usize = 92_000;
 
     fn warm(seed: u64, rate: f64) -> Flow {
-        let mut flow = Flow::new(seed, rate);
+        let mut flow = Flow::new(seed, rate, 1);
         flow.by_ref().take(10 * LIVE).for_each(drop);
         flow
     }
@@ -367,40 +407,42 @@ mod tests {
 
         #[test]
         fn messages_are_those_of_a_book(seed in any::<u64>()) {
-            let mut flow = Flow::new(seed, 1_000.0);
+            let mut flow = Flow::new(seed, 1_000.0, 1);
             let mut book = Book::with_capacity(4 * LIVE);
             for _ in 0..5_000 {
-                match flow.next().unwrap().body {
-                    Body::Add { id, side, quantity, price } => {
-                        book.add(Order { id, owner: 0, side, price, quantity }).unwrap();
-                    }
-                    Body::Execute { id, quantity, .. } => {
-                        let side = book.order(id).unwrap().side;
-                        prop_assert_eq!(book.front(side).unwrap().id, id, "queue jumped");
-                        book.reduce(id, quantity).unwrap();
-                    }
-                    Body::Cancel { id, quantity } => {
-                        prop_assert!(book.reduce(id, quantity).unwrap().quantity > 0);
-                    }
-                    Body::Delete { id } => {
-                        book.remove(id).unwrap();
-                    }
-                    Body::Replace { id, new_id, quantity, price } => {
-                        book.replace(id, new_id, quantity, price).unwrap();
-                    }
-                    Body::Trade { .. } => {}
+                let body = flow.next().unwrap().body;
+                if let Body::Execute { id, .. } = body {
+                    let side = book.order(id).unwrap().side;
+                    prop_assert_eq!(book.front(side).unwrap().id, id, "queue jumped");
+                }
+                body.apply(&mut book).unwrap();
+                if let Body::Cancel { id, .. } = body {
+                    prop_assert!(book.order(id).is_some());
                 }
                 prop_assert!(book.len() < 2 * LIVE);
             }
             prop_assert!(book.len() > LIVE / 2);
             for side in [Side::Buy, Side::Sell] {
-                prop_assert!(book.orders(side).eq(flow.book().orders(side)));
+                prop_assert!(book.orders(side).eq(flow.book(1).unwrap().orders(side)));
+            }
+        }
+
+        #[test]
+        fn every_instrument_has_its_own_book(seed in any::<u64>(), symbols in 2..20u16) {
+            let mut flow = Flow::new(seed, 1_000.0, symbols);
+            let mut books: Vec<_> = (0..symbols).map(|_| Book::with_capacity(4 * LIVE)).collect();
+            for planned in flow.by_ref().take(5_000) {
+                planned.body.apply(&mut books[usize::from(planned.symbol) - 1]).unwrap();
+            }
+            for (symbol, book) in (1..).zip(&books) {
+                prop_assert!(!book.is_empty());
+                prop_assert!(book.orders(Side::Buy).eq(flow.book(symbol).unwrap().orders(Side::Buy)));
             }
         }
 
         #[test]
         fn same_seed_same_flow(seed in any::<u64>()) {
-            prop_assert!(Flow::new(seed, 500.0).take(500).eq(Flow::new(seed, 500.0).take(500)));
+            prop_assert!(Flow::new(seed, 500.0, 7).take(500).eq(Flow::new(seed, 500.0, 7).take(500)));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A paper-trading venue and engine, real enough to be worth observing.
 //!
-//! Three processes: a market data publisher (UDP), a trading engine, and a paper exchange (TCP).
+//! A market data publisher (UDP), a trading engine, a paper exchange (TCP), and a router that splits
+//! the flow between two builds of the engine.
 //! See the README for a picture. It is *not* for trading: fills are simulated.
 //!
 //! Start at [`trader`], which is the engine without sockets. Everything up to [`venue`] in the list
@@ -12,12 +13,17 @@
 )]
 
 pub mod book;
+pub mod comparison;
 pub mod flow;
 pub mod matching;
 pub mod md;
 pub mod open_order;
 pub mod order_entry;
+pub mod paper;
 pub mod risk;
+pub mod route;
+pub mod session;
+pub mod splitter;
 pub mod strategy;
 pub mod trader;
 pub mod venue;
@@ -26,14 +32,16 @@ pub mod wire;
 pub mod hooks;
 pub mod latency;
 pub mod report;
+pub mod router_report;
 
+pub mod admin;
 pub mod clock;
+pub mod connection;
 pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod exchange;
+pub mod gateway;
 pub mod process;
 pub mod publisher;
-
-/// The one instrument that the publisher quotes, the engine trades and the exchange lists.
-pub const SYMBOL: u16 = 1;
+pub mod router;

@@ -1,4 +1,4 @@
-//! `paper-engine`: market data publisher, trading engine and paper exchange in one binary.
+//! `paper-engine`: market data publisher, trading engine, router and paper exchange in one binary.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paper_engine::error::Error;
 use paper_engine::process::{Stop, die_with_parent};
-use paper_engine::{demo, engine, exchange, publisher};
+use paper_engine::{admin, demo, engine, exchange, publisher, router};
 
 /// A paper-trading venue and engine, real enough to be worth observing.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Publish(publisher::Arguments),
     Exchange(exchange::Arguments),
     Engine(engine::Arguments),
+    Router(router::Arguments),
+    Control(admin::Arguments),
     Demo(demo::Arguments),
 }
 
@@ -48,6 +50,8 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Publish(arguments) => publisher::run(arguments, &stop),
         Command::Exchange(arguments) => exchange::run(arguments, announce, &stop),
         Command::Engine(arguments) => engine::run(arguments, announce, &stop),
+        Command::Router(arguments) => router::run(arguments, announce, &stop),
+        Command::Control(arguments) => admin::run(arguments),
         Command::Demo(arguments) => demo::run(arguments, &stop),
     }
 }

@@ -9,6 +9,7 @@
 //!   D delete   id u64
 //!   U replace  id u64 | new id u64 | quantity u32 | price u32
 //!   P trade    side u8 | quantity u32 | price u32 | trade u64     (of hidden orders; no book change)
+//!   S status   status u8 'H' halted, 'T' trading, 'C' book cleared, 'R' book ready
 //! ```
 //!
 //! All integers are big-endian. `sequence` is the number of the first message, from 1; a datagram
@@ -17,8 +18,9 @@
 //! ITCH: the timestamp is `CLOCK_MONOTONIC` in ns as u64 (ITCH: 48 bits since midnight), there is no
 //! tracking number and no stock name.
 
-use crate::book::Side;
-use crate::wire::{Reader, Writer};
+use crate::book::{Book, BookError, Order, Side};
+use crate::matching::NOBODY;
+use crate::wire::{Reader, SIDES, Writer, code, decode};
 
 /// Largest datagram, in bytes: fits an Ethernet frame.
 pub const MAX_DATAGRAM: usize = 1400;
@@ -62,7 +64,60 @@ pub enum Body {
     Replace { id: u64, new_id: u64, quantity: u32, price: u32 },
     /// A hidden order traded.
     Trade { side: Side, quantity: u32, price: u32, trade: u64 },
+    /// The instrument's state changed.
+    Status(Status),
 }
+
+impl Body {
+    /// Does to the instrument's book what the message says.
+    ///
+    /// # Errors
+    /// What the book says; it is unchanged then.
+    pub fn apply(&self, book: &mut Book) -> Result<(), BookError> {
+        match *self {
+            Self::Add { id, side, quantity, price } => {
+                book.add(Order { id, owner: NOBODY, side, price, quantity })
+            }
+            Self::Execute { id, quantity, .. } | Self::Cancel { id, quantity } => {
+                book.reduce(id, quantity).map(drop)
+            }
+            Self::Delete { id } => book.remove(id).map(drop),
+            Self::Replace { id, new_id, quantity, price } => {
+                book.replace(id, new_id, quantity, price).map(drop)
+            }
+            Self::Status(Status::Cleared) => {
+                book.clear();
+                Ok(())
+            }
+            Self::Trade { .. } | Self::Status(_) => Ok(()),
+        }
+    }
+}
+
+/// The messages that make another book hold what this one does.
+pub fn snapshot(book: &Book) -> impl Iterator<Item = Body> {
+    let orders = [Side::Buy, Side::Sell].into_iter().flat_map(|side| book.orders(side));
+    let adds = orders.map(|Order { id, side, quantity, price, .. }| Body::Add { id, side, quantity, price });
+    let status = |status| std::iter::once(Body::Status(status));
+    status(Status::Cleared).chain(adds).chain(status(Status::Ready))
+}
+
+/// State of an instrument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing trades until [`Status::Trading`].
+    Halted,
+    /// Trading goes on.
+    Trading,
+    /// Its book is empty from here on. What follows up to [`Status::Ready`] fills it again with what
+    /// rests already, in the order of priority: a snapshot, which is no news to decide on.
+    Cleared,
+    /// Its book is complete.
+    Ready,
+}
+
+const STATUSES: [(u8, Status); 4] =
+    [(b'H', Status::Halted), (b'T', Status::Trading), (b'C', Status::Cleared), (b'R', Status::Ready)];
 
 /// Why bytes are not market data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -91,19 +146,21 @@ impl Message {
             Body::Delete { .. } => b'D',
             Body::Replace { .. } => b'U',
             Body::Trade { .. } => b'P',
+            Body::Status(_) => b'S',
         };
         let out = Writer::default().u8(kind).u16(self.symbol).u64(self.timestamp_ns);
         match self.body {
             Body::Add { id, side, quantity, price } => {
-                out.u64(id).u8(side_byte(side)).u32(quantity).u32(price)
+                out.u64(id).u8(code(&SIDES, &side)).u32(quantity).u32(price)
             }
             Body::Execute { id, quantity, trade } => out.u64(id).u32(quantity).u64(trade),
             Body::Cancel { id, quantity } => out.u64(id).u32(quantity),
             Body::Delete { id } => out.u64(id),
             Body::Replace { id, new_id, quantity, price } => out.u64(id).u64(new_id).u32(quantity).u32(price),
             Body::Trade { side, quantity, price, trade } => {
-                out.u8(side_byte(side)).u32(quantity).u32(price).u64(trade)
+                out.u8(code(&SIDES, &side)).u32(quantity).u32(price).u64(trade)
             }
+            Body::Status(status) => out.u8(code(&STATUSES, &status)),
         }
     }
 
@@ -122,7 +179,7 @@ impl Message {
         let body = match kind {
             b'A' => Body::Add {
                 id: from.u64()?,
-                side: side(from.u8()?)?,
+                side: decode(&SIDES, from.u8()?)?,
                 quantity: from.u32()?,
                 price: from.u32()?,
             },
@@ -136,11 +193,12 @@ impl Message {
                 price: from.u32()?,
             },
             b'P' => Body::Trade {
-                side: side(from.u8()?)?,
+                side: decode(&SIDES, from.u8()?)?,
                 quantity: from.u32()?,
                 price: from.u32()?,
                 trade: from.u64()?,
             },
+            b'S' => Body::Status(decode(&STATUSES, from.u8()?)?),
             _ => return None,
         };
         from.0.is_empty().then_some(Self { symbol, timestamp_ns, body })
@@ -260,7 +318,7 @@ pub struct Arrival {
 }
 
 /// Follows the sequence numbers of one line.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Sequencer {
     session: Option<Session>,
     /// Messages of this session that are accounted for.
@@ -285,21 +343,6 @@ impl Sequencer {
         };
         self.last = self.last.max(before + count);
         arrival
-    }
-}
-
-fn side_byte(side: Side) -> u8 {
-    match side {
-        Side::Buy => b'B',
-        Side::Sell => b'S',
-    }
-}
-
-fn side(byte: u8) -> Option<Side> {
-    match byte {
-        b'B' => Some(Side::Buy),
-        b'S' => Some(Side::Sell),
-        _ => None,
     }
 }
 
@@ -336,6 +379,7 @@ mod tests {
                 price,
                 trade
             }),
+            prop::sample::select(&STATUSES[..]).prop_map(|(_, status)| Body::Status(status)),
         ];
         (any::<u16>(), n(), body).prop_map(|(symbol, timestamp_ns, body)| Message {
             symbol,

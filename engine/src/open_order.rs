@@ -7,6 +7,8 @@ use crate::book::Side;
 pub struct OpenOrder {
     /// Our number for it.
     pub reference: u32,
+    /// Instrument.
+    pub symbol: u16,
     /// Buy or sell.
     pub side: Side,
     /// Shares still open.
@@ -58,6 +60,16 @@ impl OpenOrders {
         self.places[self.place(reference)].as_mut().filter(|order| order.reference == reference)
     }
 
+    /// Forgets every order whose reference is above `reference`, giving each to `each`.
+    pub fn remove_above(&mut self, reference: u32, mut each: impl FnMut(OpenOrder)) {
+        for place in &mut self.places {
+            if let Some(order) = place.take_if(|order| order.reference > reference) {
+                self.len -= 1;
+                each(order);
+            }
+        }
+    }
+
     /// Forgets a finished order.
     pub fn remove(&mut self, reference: u32) {
         if self.order(reference).is_some() {
@@ -78,12 +90,23 @@ mod tests {
     #[test]
     fn a_place_is_free_again_when_its_order_is_finished() {
         let mut orders = OpenOrders::new(4);
-        let order = |reference| OpenOrder { reference, side: Side::Buy, open: 1, sent_ns: 0, acked: false };
+        let order = |reference| OpenOrder {
+            reference,
+            symbol: 1,
+            side: Side::Buy,
+            open: 1,
+            sent_ns: 0,
+            acked: false,
+        };
         orders.insert(order(1));
         assert!(!orders.has_room(5) && orders.has_room(6));
         assert_eq!(orders.order(5), None);
         orders.remove(5);
         assert_eq!(orders.len(), 1);
+        let mut removed = Vec::new();
+        orders.insert(order(2));
+        orders.remove_above(1, |order| removed.push(order.reference));
+        assert_eq!((removed, orders.len()), (vec![2], 1));
         orders.remove(1);
         assert!(orders.is_empty() && orders.has_room(5));
     }

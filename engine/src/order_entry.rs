@@ -1,28 +1,40 @@
-//! Order entry on the wire: framed fixed binary messages over TCP, after OUCH 5.0.
+//! Order entry on the wire: framed fixed binary messages over TCP, after OUCH 5.0 and SoupBinTCP.
 //!
 //! ```text
 //! frame     length u16 (type and fields) | type u8 | fields
 //! to the exchange
-//!   L login     user [10]
-//!   O enter     reference u32 | side u8 'B'/'S' | quantity u32 | symbol u16 | price u32 | time in force u8 '0'/'3'
-//!   X cancel    reference u32
+//!   L login     user [10] | session u32 | next sequence u64
+//!   H heartbeat
+//!   O enter     reference u32 | side u8 'B'/'S' | quantity u32 | symbol u16 | price u32 | order type u8 | cause u64
+//!   X cancel    reference u32 | symbol u16 | remaining u32
+//!   U replace   reference u32 | symbol u16 | new reference u32 | quantity u32 | price u32 | order type u8
 //! from the exchange
-//!   l logged in session u32
+//!   l logged in session u32 | next sequence u64 | last reference u32
+//!   h heartbeat
 //!   j refused   reason u8
-//!   A accepted  timestamp u64 | reference u32
-//!   E executed  timestamp u64 | reference u32 | quantity u32 | price u32 | trade u64
-//!   C canceled  timestamp u64 | reference u32 | quantity u32 | reason u8
-//!   J rejected  timestamp u64 | reference u32 | reason u8
+//!   A accepted  sequence u64 | timestamp u64 | reference u32
+//!   U replaced  sequence u64 | timestamp u64 | reference u32 | old reference u32
+//!   E executed  sequence u64 | timestamp u64 | reference u32 | quantity u32 | price u32 | trade u64
+//!   C canceled  sequence u64 | timestamp u64 | reference u32 | quantity u32 | reason u8
+//!   J rejected  sequence u64 | timestamp u64 | reference u32 | reason u8
 //! ```
 //!
 //! All integers are big-endian. References are the client's, strictly increasing within a session,
 //! from 1. Timestamps are the exchange's `CLOCK_MONOTONIC` in ns.
+//!
+//! What the exchange says about orders is numbered from 1 within a session. A client that lost its
+//! connection logs in to the same session again with the number it expects next, and gets what it
+//! missed; the answer also says which of its orders arrived at all. Number 0 is for answers that
+//! are not sent again: those of a router that answers in the exchange's stead.
+//!
+//! Each side sends a heartbeat when it has sent nothing for [`HEARTBEAT_NS`], and gives the other up
+//! after [`SILENCE_NS`] without a byte.
 
 use std::io::{self, Read};
 
 use crate::book::Side;
-use crate::matching::{CancelReason, RejectReason, TimeInForce};
-use crate::wire::{Reader, Writer};
+use crate::matching::{CancelReason, OrderType, RejectReason};
+use crate::wire::{Reader, SIDES, Writer, code, decode};
 
 /// Largest frame that is accepted, with its length field, in bytes.
 pub const MAX_FRAME: usize = 64;
@@ -30,24 +42,66 @@ pub const MAX_FRAME: usize = 64;
 /// Bytes a [`FrameBuffer`] holds.
 const BUFFER: usize = 16 * 1024;
 
+/// Something is sent at least this often, in ns.
+pub const HEARTBEAT_NS: u64 = 1_000_000_000;
+
+/// A peer that sends nothing for so long is given up, in ns.
+pub const SILENCE_NS: u64 = 5_000_000_000;
+
 /// What a client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Opens the session; must come first and once.
-    Login {
-        /// Who trades, padded with spaces.
-        user: [u8; 10],
-    },
-    /// A new limit order.
+    /// Opens a session or goes on with one; must come first and once in a connection.
+    Login(Login),
+    /// The client is alive.
+    Heartbeat,
+    /// A new order.
     Enter(EnterOrder),
-    /// Takes what is open of an order off the book.
+    /// Takes shares off an order, which keeps its place in the queue.
     Cancel {
         /// Reference of the order.
         reference: u32,
+        /// Its instrument.
+        symbol: u16,
+        /// Shares that may stay open; 0 takes all.
+        remaining: u32,
+    },
+    /// Puts a new order in the place of one, at the end of the queue.
+    Replace {
+        /// Reference of the order that goes.
+        reference: u32,
+        /// Instrument of both.
+        symbol: u16,
+        /// Reference of the order that comes.
+        new_reference: u32,
+        /// Its shares.
+        quantity: u32,
+        /// Its limit in units of 1/10000 of the currency.
+        price: u32,
+        /// What may become of it.
+        order_type: OrderType,
     },
 }
 
-/// A new limit order.
+/// Who trades, and where in the session's stream of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Login {
+    /// Who trades, padded with spaces; a session belongs to one user.
+    pub user: [u8; 10],
+    /// The session to go on with; 0 opens a new one.
+    pub session: u32,
+    /// Number of the answer the client expects next; 1 in a new session.
+    pub next_sequence: u64,
+}
+
+impl Login {
+    /// The login that opens a new session.
+    pub fn new(user: [u8; 10]) -> Self {
+        Self { user, session: 0, next_sequence: 1 }
+    }
+}
+
+/// A new order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnterOrder {
     /// The client's number for it, higher than any before in the session.
@@ -60,8 +114,11 @@ pub struct EnterOrder {
     pub symbol: u16,
     /// Limit in units of 1/10000 of the currency.
     pub price: u32,
-    /// What happens to what does not trade at once.
-    pub time_in_force: TimeInForce,
+    /// What may become of it.
+    pub order_type: OrderType,
+    /// Timestamp of the market data message that led to it, in ns; 0 when none did. The exchange
+    /// does not look at it.
+    pub cause_ns: u64,
 }
 
 /// What the exchange sends.
@@ -71,11 +128,19 @@ pub enum Response {
     LoggedIn {
         /// Its number.
         session: u32,
+        /// Number of the answer that comes next.
+        next_sequence: u64,
+        /// Highest reference that has arrived in this session; 0 for none.
+        last_reference: u32,
     },
+    /// The exchange is alive.
+    Heartbeat,
     /// There will be no session; the exchange closes the connection.
     Refused(Refusal),
     /// Something happened to an order.
     Order {
+        /// Number of this answer in the session; 0 when it is not sent again.
+        sequence: u64,
         /// `CLOCK_MONOTONIC` of the exchange, in ns.
         timestamp_ns: u64,
         /// The client's number of the order.
@@ -90,10 +155,15 @@ pub enum Response {
 pub enum Refusal {
     /// Something else came before the login, or a second login.
     Login,
+    /// The session to go on with is not there, is another user's, is in use, or no longer has the
+    /// answers that are asked for.
+    Session,
     /// No more sessions.
     Full,
     /// A frame made no sense.
     Malformed,
+    /// Nothing was heard of the client.
+    Silent,
 }
 
 /// What happened to an order.
@@ -101,6 +171,11 @@ pub enum Refusal {
 pub enum Update {
     /// It is live; fills may follow.
     Accepted,
+    /// It is live in the place of another one, which is gone.
+    Replaced {
+        /// Reference of the other one.
+        old_reference: u32,
+    },
     /// It traded.
     Executed {
         /// Shares traded now.
@@ -110,14 +185,14 @@ pub enum Update {
         /// Number of the trade.
         trade: u64,
     },
-    /// Open quantity was taken away; the order is gone.
+    /// Open quantity was taken away; the order is gone when none is left.
     Canceled {
         /// Shares taken away.
         quantity: u32,
         /// Why.
         reason: CancelReason,
     },
-    /// It never became live, or the cancel was for no live order.
+    /// It never became live, or the order to cancel or replace is not live.
     Rejected(Reject),
 }
 
@@ -130,9 +205,46 @@ pub enum Reject {
     Symbol,
     /// The book does not take it.
     Book(RejectReason),
-    /// The order to cancel is not live.
+    /// The order to cancel or replace is not live, or has no more shares than may remain.
     NotLive,
+    /// The venue takes no orders now.
+    Unavailable,
 }
+
+const ORDER_TYPES: [(u8, OrderType); 5] = [
+    (b'0', OrderType::Limit),
+    (b'P', OrderType::PostOnly),
+    (b'3', OrderType::Ioc),
+    (b'4', OrderType::Fok),
+    (b'M', OrderType::Market),
+];
+
+const REFUSALS: [(u8, Refusal); 5] = [
+    (b'L', Refusal::Login),
+    (b'N', Refusal::Session),
+    (b'F', Refusal::Full),
+    (b'M', Refusal::Malformed),
+    (b'T', Refusal::Silent),
+];
+
+const CANCEL_REASONS: [(u8, CancelReason); 4] = [
+    (b'U', CancelReason::Requested),
+    (b'I', CancelReason::NotFilled),
+    (b'Q', CancelReason::SelfMatch),
+    (b'F', CancelReason::BookFull),
+];
+
+const REJECTS: [(u8, Reject); 9] = [
+    (b'R', Reject::Reference),
+    (b'S', Reject::Symbol),
+    (b'D', Reject::Book(RejectReason::DuplicateId)),
+    (b'Q', Reject::Book(RejectReason::Quantity)),
+    (b'P', Reject::Book(RejectReason::Price)),
+    (b'W', Reject::Book(RejectReason::WouldTrade)),
+    (b'H', Reject::Book(RejectReason::Halted)),
+    (b'N', Reject::NotLive),
+    (b'X', Reject::Unavailable),
+];
 
 /// Why bytes are not order entry. There is no way to find the next frame: close the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -152,21 +264,30 @@ impl Request {
     /// The request as a frame.
     pub fn encode(&self) -> Frame {
         match *self {
-            Self::Login { user } => frame(b'L', 10).put(&user),
-            Self::Enter(order) => frame(b'O', 16)
+            Self::Login(Login { user, session, next_sequence }) => {
+                frame(b'L', 22).put(&user).u32(session).u64(next_sequence)
+            }
+            Self::Heartbeat => frame(b'H', 0),
+            Self::Enter(order) => frame(b'O', 24)
                 .u32(order.reference)
-                .u8(match order.side {
-                    Side::Buy => b'B',
-                    Side::Sell => b'S',
-                })
+                .u8(code(&SIDES, &order.side))
                 .u32(order.quantity)
                 .u16(order.symbol)
                 .u32(order.price)
-                .u8(match order.time_in_force {
-                    TimeInForce::Day => b'0',
-                    TimeInForce::Ioc => b'3',
-                }),
-            Self::Cancel { reference } => frame(b'X', 4).u32(reference),
+                .u8(code(&ORDER_TYPES, &order.order_type))
+                .u64(order.cause_ns),
+            Self::Cancel { reference, symbol, remaining } => {
+                frame(b'X', 10).u32(reference).u16(symbol).u32(remaining)
+            }
+            Self::Replace { reference, symbol, new_reference, quantity, price, order_type } => {
+                frame(b'U', 19)
+                    .u32(reference)
+                    .u16(symbol)
+                    .u32(new_reference)
+                    .u32(quantity)
+                    .u32(price)
+                    .u8(code(&ORDER_TYPES, &order_type))
+            }
         }
     }
 
@@ -177,24 +298,30 @@ impl Request {
     pub fn parse(body: &[u8]) -> Result<Self, FrameError> {
         complete(body, |from| {
             Some(match from.u8()? {
-                b'L' => Self::Login { user: from.bytes()? },
+                b'L' => Self::Login(Login {
+                    user: from.bytes()?,
+                    session: from.u32()?,
+                    next_sequence: from.u64()?,
+                }),
+                b'H' => Self::Heartbeat,
                 b'O' => Self::Enter(EnterOrder {
                     reference: from.u32()?,
-                    side: match from.u8()? {
-                        b'B' => Side::Buy,
-                        b'S' => Side::Sell,
-                        _ => return None,
-                    },
+                    side: decode(&SIDES, from.u8()?)?,
                     quantity: from.u32()?,
                     symbol: from.u16()?,
                     price: from.u32()?,
-                    time_in_force: match from.u8()? {
-                        b'0' => TimeInForce::Day,
-                        b'3' => TimeInForce::Ioc,
-                        _ => return None,
-                    },
+                    order_type: decode(&ORDER_TYPES, from.u8()?)?,
+                    cause_ns: from.u64()?,
                 }),
-                b'X' => Self::Cancel { reference: from.u32()? },
+                b'X' => Self::Cancel { reference: from.u32()?, symbol: from.u16()?, remaining: from.u32()? },
+                b'U' => Self::Replace {
+                    reference: from.u32()?,
+                    symbol: from.u16()?,
+                    new_reference: from.u32()?,
+                    quantity: from.u32()?,
+                    price: from.u32()?,
+                    order_type: decode(&ORDER_TYPES, from.u8()?)?,
+                },
                 _ => return None,
             })
         })
@@ -205,32 +332,25 @@ impl Response {
     /// The response as a frame.
     pub fn encode(&self) -> Frame {
         match *self {
-            Self::LoggedIn { session } => frame(b'l', 4).u32(session),
-            Self::Refused(reason) => frame(b'j', 1).u8(match reason {
-                Refusal::Login => b'L',
-                Refusal::Full => b'F',
-                Refusal::Malformed => b'M',
-            }),
-            Self::Order { timestamp_ns, reference, update } => {
-                let head = |kind, len: u16| frame(kind, 12 + len).u64(timestamp_ns).u32(reference);
+            Self::LoggedIn { session, next_sequence, last_reference } => {
+                frame(b'l', 16).u32(session).u64(next_sequence).u32(last_reference)
+            }
+            Self::Heartbeat => frame(b'h', 0),
+            Self::Refused(reason) => frame(b'j', 1).u8(code(&REFUSALS, &reason)),
+            Self::Order { sequence, timestamp_ns, reference, update } => {
+                let head = |kind, fields: u16| {
+                    frame(kind, 20 + fields).u64(sequence).u64(timestamp_ns).u32(reference)
+                };
                 match update {
                     Update::Accepted => head(b'A', 0),
+                    Update::Replaced { old_reference } => head(b'U', 4).u32(old_reference),
                     Update::Executed { quantity, price, trade } => {
                         head(b'E', 16).u32(quantity).u32(price).u64(trade)
                     }
-                    Update::Canceled { quantity, reason } => head(b'C', 5).u32(quantity).u8(match reason {
-                        CancelReason::Requested => b'U',
-                        CancelReason::ImmediateOrCancel => b'I',
-                        CancelReason::BookFull => b'F',
-                    }),
-                    Update::Rejected(reason) => head(b'J', 1).u8(match reason {
-                        Reject::Reference => b'R',
-                        Reject::Symbol => b'S',
-                        Reject::Book(RejectReason::DuplicateId) => b'D',
-                        Reject::Book(RejectReason::Quantity) => b'Q',
-                        Reject::Book(RejectReason::Price) => b'P',
-                        Reject::NotLive => b'N',
-                    }),
+                    Update::Canceled { quantity, reason } => {
+                        head(b'C', 5).u32(quantity).u8(code(&CANCEL_REASONS, &reason))
+                    }
+                    Update::Rejected(reason) => head(b'J', 1).u8(code(&REJECTS, &reason)),
                 }
             }
         }
@@ -245,44 +365,30 @@ impl Response {
             let kind = from.u8()?;
             match kind {
                 b'l' => {
-                    return Some(Self::LoggedIn { session: from.u32()? });
+                    return Some(Self::LoggedIn {
+                        session: from.u32()?,
+                        next_sequence: from.u64()?,
+                        last_reference: from.u32()?,
+                    });
                 }
-                b'j' => {
-                    return Some(Self::Refused(match from.u8()? {
-                        b'L' => Refusal::Login,
-                        b'F' => Refusal::Full,
-                        b'M' => Refusal::Malformed,
-                        _ => return None,
-                    }));
-                }
+                b'h' => return Some(Self::Heartbeat),
+                b'j' => return Some(Self::Refused(decode(&REFUSALS, from.u8()?)?)),
                 _ => {}
             }
+            let sequence = from.u64()?;
             let timestamp_ns = from.u64()?;
             let reference = from.u32()?;
             let update = match kind {
                 b'A' => Update::Accepted,
+                b'U' => Update::Replaced { old_reference: from.u32()? },
                 b'E' => Update::Executed { quantity: from.u32()?, price: from.u32()?, trade: from.u64()? },
-                b'C' => Update::Canceled {
-                    quantity: from.u32()?,
-                    reason: match from.u8()? {
-                        b'U' => CancelReason::Requested,
-                        b'I' => CancelReason::ImmediateOrCancel,
-                        b'F' => CancelReason::BookFull,
-                        _ => return None,
-                    },
-                },
-                b'J' => Update::Rejected(match from.u8()? {
-                    b'R' => Reject::Reference,
-                    b'S' => Reject::Symbol,
-                    b'D' => Reject::Book(RejectReason::DuplicateId),
-                    b'Q' => Reject::Book(RejectReason::Quantity),
-                    b'P' => Reject::Book(RejectReason::Price),
-                    b'N' => Reject::NotLive,
-                    _ => return None,
-                }),
+                b'C' => {
+                    Update::Canceled { quantity: from.u32()?, reason: decode(&CANCEL_REASONS, from.u8()?)? }
+                }
+                b'J' => Update::Rejected(decode(&REJECTS, from.u8()?)?),
                 _ => return None,
             };
-            Some(Self::Order { timestamp_ns, reference, update })
+            Some(Self::Order { sequence, timestamp_ns, reference, update })
         })
     }
 }
@@ -357,52 +463,61 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn one_of<T: Copy + std::fmt::Debug + 'static>(table: &'static [(u8, T)]) -> impl Strategy<Value = T> {
+        prop::sample::select(table).prop_map(|(_, value)| value)
+    }
+
     fn request() -> impl Strategy<Value = Request> {
-        let enter = (
-            any::<u32>(),
-            prop_oneof![Just(Side::Buy), Just(Side::Sell)],
-            any::<u32>(),
-            any::<u16>(),
-            any::<u32>(),
-            prop_oneof![Just(TimeInForce::Day), Just(TimeInForce::Ioc)],
-        );
+        let m = any::<u32>;
+        let order_type = || one_of(&ORDER_TYPES);
+        let enter = (m(), one_of(&SIDES), m(), any::<u16>(), m(), order_type(), any::<u64>());
         prop_oneof![
-            any::<[u8; 10]>().prop_map(|user| Request::Login { user }),
-            enter.prop_map(|(reference, side, quantity, symbol, price, time_in_force)| Request::Enter(
-                EnterOrder { reference, side, quantity, symbol, price, time_in_force }
-            )),
-            any::<u32>().prop_map(|reference| Request::Cancel { reference }),
+            (any::<[u8; 10]>(), m(), any::<u64>()).prop_map(|(user, session, next_sequence)| {
+                Request::Login(Login { user, session, next_sequence })
+            }),
+            Just(Request::Heartbeat),
+            enter.prop_map(|(reference, side, quantity, symbol, price, order_type, cause_ns)| {
+                Request::Enter(EnterOrder { reference, side, quantity, symbol, price, order_type, cause_ns })
+            }),
+            (m(), any::<u16>(), m()).prop_map(|(reference, symbol, remaining)| Request::Cancel {
+                reference,
+                symbol,
+                remaining
+            }),
+            (m(), any::<u16>(), m(), m(), m(), order_type()).prop_map(
+                |(reference, symbol, new_reference, quantity, price, order_type)| Request::Replace {
+                    reference,
+                    symbol,
+                    new_reference,
+                    quantity,
+                    price,
+                    order_type,
+                }
+            ),
         ]
     }
 
     fn response() -> impl Strategy<Value = Response> {
-        let reject = prop_oneof![
-            Just(Reject::Reference),
-            Just(Reject::Symbol),
-            Just(Reject::Book(RejectReason::DuplicateId)),
-            Just(Reject::Book(RejectReason::Quantity)),
-            Just(Reject::Book(RejectReason::Price)),
-            Just(Reject::NotLive),
-        ];
-        let reason = prop_oneof![
-            Just(CancelReason::Requested),
-            Just(CancelReason::ImmediateOrCancel),
-            Just(CancelReason::BookFull),
-        ];
+        let m = any::<u32>;
+        let n = any::<u64>;
         let update = prop_oneof![
             Just(Update::Accepted),
-            (any::<u32>(), any::<u32>(), any::<u64>())
-                .prop_map(|(quantity, price, trade)| { Update::Executed { quantity, price, trade } }),
-            (any::<u32>(), reason).prop_map(|(quantity, reason)| Update::Canceled { quantity, reason }),
-            reject.prop_map(Update::Rejected),
+            m().prop_map(|old_reference| Update::Replaced { old_reference }),
+            (m(), m(), n()).prop_map(|(quantity, price, trade)| Update::Executed { quantity, price, trade }),
+            (m(), one_of(&CANCEL_REASONS))
+                .prop_map(|(quantity, reason)| Update::Canceled { quantity, reason }),
+            one_of(&REJECTS).prop_map(Update::Rejected),
         ];
         prop_oneof![
-            any::<u32>().prop_map(|session| Response::LoggedIn { session }),
-            Just(Response::Refused(Refusal::Login)),
-            Just(Response::Refused(Refusal::Full)),
-            Just(Response::Refused(Refusal::Malformed)),
-            (any::<u64>(), any::<u32>(), update).prop_map(|(timestamp_ns, reference, update)| {
-                Response::Order { timestamp_ns, reference, update }
+            (m(), n(), m()).prop_map(|(session, next_sequence, last_reference)| Response::LoggedIn {
+                session,
+                next_sequence,
+                last_reference
+            }),
+            Just(Response::Heartbeat),
+            one_of(&REFUSALS).prop_map(Response::Refused),
+            (n(), n(), m(), update).prop_map(|(sequence, timestamp_ns, reference, update)| {
+                Response::Order { sequence, timestamp_ns, reference, update }
             }),
         ]
     }

@@ -56,6 +56,9 @@ pub struct FlowArguments {
     /// Seed of the flow; the same seed gives the same messages
     #[arg(long, env = "PAPER_ENGINE_SEED", default_value_t = 1)]
     pub seed: u64,
+    /// Instruments: 1 to this number
+    #[arg(long, env = "PAPER_ENGINE_SYMBOLS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub symbols: u16,
 }
 
 /// Runs until told to stop.
@@ -124,7 +127,8 @@ impl Publisher<'_> {
             duration_ns => start_ns.saturating_add(duration_ns),
         };
         let last = arguments.count.unwrap_or(u64::MAX);
-        let mut flow = Flow::new(arguments.flow.seed, arguments.flow.rate);
+        let FlowArguments { seed, rate, symbols } = arguments.flow;
+        let mut flow = Flow::new(seed, rate, symbols);
         let mut upcoming = next(&mut flow);
         let mut due_ns = start_ns + upcoming.gap_ns;
         while !stop.is_set() && due_ns < until_ns && self.next_sequence <= last {
@@ -140,7 +144,7 @@ impl Publisher<'_> {
             while datagram.count() < arguments.batch
                 && due_ns <= now
                 && self.next_sequence <= last
-                && datagram.push(&Message { symbol: crate::SYMBOL, timestamp_ns: now, body: upcoming.body })
+                && datagram.push(&Message { symbol: upcoming.symbol, timestamp_ns: now, body: upcoming.body })
             {
                 self.next_sequence += 1;
                 self.lateness.record(now - due_ns);

@@ -4,16 +4,16 @@
 //! fields are only ever added:
 //!
 //! ```text
-//! { "version": 1, "mode": "block"|"spin", "rate": f, "seed": n, "elapsed_ns": n,
+//! { "version": 1, "mode": "block"|"epoll"|"spin", "rate": f, "seed": n, "elapsed_ns": n,
 //!   "publisher": { "pid", "seed", "rate", "session", "published", "datagrams", "bytes", "send_errors",
 //!                  "elapsed_ns", "lateness": LATENCY },
-//!   "engine":    { "pid", "mode", "elapsed_ns", "counters": { ... }, "latencies": { NAME: LATENCY } },
+//!   "engine":    { "pid", "build", "mode", "elapsed_ns", "counters": { ... }, "latencies": { NAME: LATENCY } },
 //!   "exchange":  { "pid", "elapsed_ns", "counters": { ... } } }
 //! LATENCY = { "count", "sum_ns", "min_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns" }
 //! ```
 //!
 //! All counters are integers from 0. For the engine `ticks + malformed_messages + missed` is the
-//! number of messages published, and `accepted + rejected` the number of orders sent, once it has
+//! number of messages published, and `accepted + rejected + never_arrived` the number of orders sent, once it has
 //! seen the end of the session and the exchange has answered everything.
 //! `sum_ns` is exact; the other times are within 0.1 %.
 
@@ -128,6 +128,10 @@ pub struct EngineCounters {
     pub canceled: u64,
     /// Responses that fit no open order.
     pub unexpected_responses: u64,
+    /// Times that the session with the exchange was lost.
+    pub disconnects: u64,
+    /// Orders that were sent, and of which the exchange says that they did not arrive.
+    pub never_arrived: u64,
     /// Orders not finished at the end.
     pub open_orders: u64,
     /// Shares held at the end; negative when short.
@@ -137,8 +141,10 @@ pub struct EngineCounters {
 /// What the exchange counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExchangeCounters {
-    /// Sessions that logged in.
+    /// Sessions that were opened.
     pub sessions: u64,
+    /// Times that one was gone on with.
+    pub resumed: u64,
     /// Connections closed for what they sent, or for not reading.
     pub closed: u64,
     /// Market data messages received.
@@ -153,6 +159,8 @@ pub struct ExchangeCounters {
     pub orders: u64,
     /// … accepted.
     pub accepted: u64,
+    /// Orders that took the place of another one.
+    pub replaced: u64,
     /// … rejected; also cancels of orders that are not live.
     pub rejected: u64,
     /// Executions of session orders.
@@ -195,7 +203,9 @@ pub struct PublisherReport {
 pub struct EngineReport {
     /// Process id.
     pub pid: u32,
-    /// How it received: `block` or `spin`.
+    /// Which build it is.
+    pub build: String,
+    /// How it received: `block`, `epoll` or `spin`.
     pub mode: String,
     /// How long it ran, in ns.
     pub elapsed_ns: u64,
@@ -295,6 +305,8 @@ impl Report for EngineReport {
             (c.book_errors, "messages the book refused"),
             (c.clock_errors, "stamps of another clock"),
             (c.unexpected_responses, "unexpected responses"),
+            (c.disconnects, "times without a session"),
+            (c.never_arrived, "orders that did not arrive"),
             (c.open_orders, "orders without an end"),
         ] {
             if count > 0 {

@@ -1,95 +1,180 @@
 //! The exchange without its sockets: sessions' requests and market data in, responses out.
 //!
 //! Paper trading means trading against the real market without moving it: the market data flow
-//! rests in the matcher as orders of owner 0, and the sessions' orders match against it by price
+//! rests in the matchers as orders of [`NOBODY`], and the sessions' orders match against it by price
 //! and time. What a paper fill took from a market order is gone for the other sessions too; later
 //! market data about that order applies to what is left of it.
 
-use crate::book::Order;
-use crate::matching::{Event, Matcher, NewOrder, TimeInForce};
-use crate::md::{Body, Message, Packet, Sequencer};
-use crate::order_entry::{Refusal, Reject, Request, Response, Update};
+use crate::book::{BookError, Order};
+use crate::matching::{Event, Matcher, NOBODY, NewOrder, OrderType, Replacement};
+use crate::md::{Body, Message, Packet, Sequencer, Status};
+use crate::order_entry::{EnterOrder, Refusal, Reject, Request, Response, Update};
 use crate::report::ExchangeCounters;
-
-/// Orders that can rest.
-const BOOK_ORDERS: usize = 64 * 1024;
-
-/// Owner of the orders that market data brings.
-const MARKET: u32 = 0;
+use crate::session::Sessions;
+use crate::trader::book_capacity;
 
 /// Set in the ids of sessions' orders; ids of market orders must not have it.
 const SESSION_ORDER: u64 = 1 << 63;
 
-/// Largest session number: it shares an order id with the reference and [`SESSION_ORDER`].
-const MAX_SESSION: u32 = u32::MAX >> 1;
-
-/// What the venue knows of a connection.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Login {
-    /// Number of the session; 0 before the login.
-    pub session: u32,
-    /// Highest order reference so far.
-    last_reference: u32,
-}
-
-/// The trading venue for one symbol.
+/// The trading venue for the instruments 1 to some number.
 #[derive(Debug)]
 pub struct Venue {
-    symbol: u16,
-    matcher: Matcher,
+    /// Instrument `symbol` is at `symbol - 1`.
+    matchers: Vec<Matcher>,
     sequencer: Sequencer,
-    sessions: u32,
+    desk: Desk,
+}
+
+/// What answers the sessions; apart from the matchers, so that their events can go straight to it.
+#[derive(Debug, Default)]
+struct Desk {
+    sessions: Sessions,
     counters: ExchangeCounters,
 }
 
 impl Venue {
-    /// A venue for `symbol` with an empty book.
-    pub fn new(symbol: u16) -> Self {
+    /// A venue for the instruments 1 to `symbols` with empty books.
+    pub fn new(symbols: u16) -> Self {
+        let matcher = |_| Matcher::with_capacity(book_capacity(symbols));
         Self {
-            symbol,
-            matcher: Matcher::with_capacity(BOOK_ORDERS),
+            matchers: (0..symbols).map(matcher).collect(),
             sequencer: Sequencer::default(),
-            sessions: 0,
-            counters: ExchangeCounters::default(),
+            desk: Desk::default(),
         }
     }
 
-    /// Takes a request of a connection at `now_ns`. Responses go to `emit` with the session they
-    /// are for.
+    /// Takes a request of a connection at `now_ns`; `session` is the number of its session, 0 before
+    /// the login. Responses go to `emit` with the session they are for.
     ///
     /// # Errors
     /// Why the connection must be closed, after telling its peer.
     pub fn on_request(
         &mut self,
-        login: &mut Login,
+        session: &mut u32,
         request: &Request,
         now_ns: u64,
         mut emit: impl FnMut(u32, Response),
     ) -> Result<(), Refusal> {
-        match (request, login.session) {
-            (Request::Login { .. }, 0) => {
-                if self.sessions == MAX_SESSION {
-                    return Err(Refusal::Full);
+        match (*request, *session) {
+            (Request::Login(login), 0) => {
+                let Desk { sessions, counters } = &mut self.desk;
+                let mut answers = Vec::new();
+                *session = sessions.log_in(&login, |response| answers.push(response))?;
+                for answer in answers {
+                    emit(*session, answer);
                 }
-                self.sessions += 1;
-                login.session = self.sessions;
-                self.counters.sessions += 1;
-                emit(login.session, Response::LoggedIn { session: login.session });
+                counters.sessions += u64::from(login.session == 0);
+                counters.resumed += u64::from(login.session != 0);
             }
-            (Request::Login { .. }, _) | (_, 0) => return Err(Refusal::Login),
-            (&Request::Enter(enter), session) => {
-                self.counters.orders += 1;
-                let rejected = if enter.reference <= login.last_reference {
-                    Some(Reject::Reference)
-                } else {
-                    login.last_reference = enter.reference;
-                    (enter.symbol != self.symbol).then_some(Reject::Symbol)
-                };
-                if let Some(reason) = rejected {
-                    self.counters.rejected += 1;
-                    emit(session, update(now_ns, enter.reference, Update::Rejected(reason)));
-                    return Ok(());
+            (Request::Login(_), _) | (_, 0) => return Err(Refusal::Login),
+            (Request::Heartbeat, _) => {}
+            (Request::Enter(enter), session) => self.enter(session, &enter, now_ns, &mut emit),
+            (Request::Cancel { reference, symbol, remaining }, session) => {
+                let Self { matchers, desk, .. } = self;
+                let canceled = matcher(matchers, symbol).and_then(|matcher| {
+                    let id = order_id(session, reference);
+                    let canceled =
+                        matcher.cancel(id, remaining, |event| desk.translate(&event, now_ns, &mut emit));
+                    canceled.map_err(|_| Reject::NotLive)
+                });
+                if let Err(reason) = canceled {
+                    desk.reject(session, reference, reason, now_ns, &mut emit);
                 }
+            }
+            (Request::Replace { reference, symbol, new_reference, quantity, price, order_type }, session) => {
+                let Self { matchers, desk, .. } = self;
+                let id = order_id(session, new_reference);
+                let replacement = Replacement { id, quantity, price, order_type };
+                let replaced = if desk.sessions.take_reference(session, new_reference) {
+                    matcher(matchers, symbol).and_then(|matcher| {
+                        let id = order_id(session, reference);
+                        let emit = |event: Event| desk.translate(&event, now_ns, &mut emit);
+                        matcher.replace(id, replacement, emit).map_err(|_: BookError| Reject::NotLive)
+                    })
+                } else {
+                    Err(Reject::Reference)
+                };
+                if let Err(reason) = replaced {
+                    desk.reject(session, new_reference, reason, now_ns, &mut emit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an order without looking at it.
+    pub fn refuse(
+        &mut self,
+        session: u32,
+        order: &EnterOrder,
+        now_ns: u64,
+        mut emit: impl FnMut(u32, Response),
+    ) {
+        self.desk.counters.orders += 1;
+        self.desk.sessions.take_reference(session, order.reference);
+        self.desk.reject(session, order.reference, Reject::Unavailable, now_ns, &mut emit);
+    }
+
+    /// Takes a market data datagram at `now_ns`; fills of resting session orders go to `emit`.
+    /// Returns whether it ends the market data session.
+    pub fn on_datagram(&mut self, datagram: &[u8], now_ns: u64, mut emit: impl FnMut(u32, Response)) -> bool {
+        let Ok(packet) = Packet::parse(datagram) else {
+            self.desk.counters.malformed += 1;
+            return false;
+        };
+        let arrival = self.sequencer.accept(&packet);
+        self.desk.counters.missed += arrival.missed;
+        if arrival.missed > 0 || arrival.new_session {
+            // As in the engine: what rests may be gone by now.
+            self.matchers.iter_mut().for_each(|matcher| matcher.cancel_owner(NOBODY, |_| {}));
+        }
+        for message in packet.messages().skip(arrival.seen as usize) {
+            match message {
+                Ok(message) => {
+                    self.desk.counters.ticks += 1;
+                    self.apply(&message, now_ns, &mut emit);
+                }
+                Err(_) => self.desk.counters.malformed += 1,
+            }
+        }
+        packet.end_of_session
+    }
+
+    /// The connection of `session` is gone: cancels its orders at `now_ns`.
+    pub fn on_disconnect(&mut self, session: u32, now_ns: u64) {
+        if session == 0 {
+            return;
+        }
+        let Self { matchers, desk, .. } = self;
+        desk.sessions.disconnect(session);
+        for matcher in matchers {
+            matcher.cancel_owner(session, |event| desk.translate(&event, now_ns, &mut |_, _| {}));
+        }
+    }
+
+    /// Halts trading in an instrument, or lets it go on; `false` when there is no such instrument.
+    pub fn set_halted(&mut self, symbol: u16, halted: bool) -> bool {
+        matcher(&mut self.matchers, symbol).map(|matcher| matcher.set_halted(halted)).is_ok()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> ExchangeCounters {
+        let mut counters = self.desk.counters.clone();
+        counters.trades = self.matchers.iter().map(Matcher::trades).sum();
+        counters.resting_orders = self.matchers.iter().map(|matcher| matcher.book().len() as u64).sum();
+        counters
+    }
+
+    fn enter(&mut self, session: u32, enter: &EnterOrder, now_ns: u64, emit: &mut impl FnMut(u32, Response)) {
+        let Self { matchers, desk, .. } = self;
+        desk.counters.orders += 1;
+        let matcher = if desk.sessions.take_reference(session, enter.reference) {
+            matcher(matchers, enter.symbol)
+        } else {
+            Err(Reject::Reference)
+        };
+        match matcher {
+            Ok(matcher) => {
                 let order = Order {
                     id: order_id(session, enter.reference),
                     owner: session,
@@ -97,114 +182,122 @@ impl Venue {
                     price: enter.price,
                     quantity: enter.quantity,
                 };
-                self.submit(order, enter.time_in_force, now_ns, &mut emit);
+                let new = NewOrder { order, order_type: enter.order_type };
+                matcher.submit(new, |event| desk.translate(&event, now_ns, emit));
             }
-            (&Request::Cancel { reference }, session) => {
-                let counters = &mut self.counters;
-                let canceled = self.matcher.cancel(order_id(session, reference), |event| {
-                    translate(counters, &event, now_ns, &mut emit);
-                });
-                if canceled.is_err() {
-                    self.counters.rejected += 1;
-                    emit(session, update(now_ns, reference, Update::Rejected(Reject::NotLive)));
-                }
-            }
+            Err(reason) => desk.reject(session, enter.reference, reason, now_ns, emit),
         }
-        Ok(())
-    }
-
-    /// Takes a market data datagram at `now_ns`; fills of resting session orders go to `emit`.
-    /// Returns whether it ends the market data session.
-    pub fn on_datagram(&mut self, datagram: &[u8], now_ns: u64, mut emit: impl FnMut(u32, Response)) -> bool {
-        let Ok(packet) = Packet::parse(datagram) else {
-            self.counters.malformed += 1;
-            return false;
-        };
-        let arrival = self.sequencer.accept(&packet);
-        self.counters.missed += arrival.missed;
-        if arrival.missed > 0 || arrival.new_session {
-            // As in the engine: what rests may be gone by now.
-            self.matcher.cancel_owner(MARKET, |_| {});
-        }
-        for message in packet.messages().skip(arrival.seen as usize) {
-            match message {
-                Ok(message) => {
-                    self.counters.ticks += 1;
-                    self.apply(&message, now_ns, &mut emit);
-                }
-                Err(_) => self.counters.malformed += 1,
-            }
-        }
-        packet.end_of_session
-    }
-
-    /// The connection is gone: cancels its orders.
-    pub fn on_disconnect(&mut self, login: Login) {
-        if login.session != 0 {
-            let counters = &mut self.counters;
-            self.matcher.cancel_owner(login.session, |_| counters.canceled += 1);
-        }
-    }
-
-    /// What was counted so far.
-    pub fn counters(&self) -> ExchangeCounters {
-        let mut counters = self.counters.clone();
-        counters.trades = self.matcher.trades();
-        counters.resting_orders = self.matcher.book().len() as u64;
-        counters
     }
 
     fn apply(&mut self, message: &Message, now_ns: u64, emit: &mut impl FnMut(u32, Response)) {
-        if message.symbol != self.symbol {
+        let Self { matchers, desk, .. } = self;
+        let Ok(matcher) = matcher(matchers, message.symbol) else {
             return;
-        }
+        };
+        let mut submit = |matcher: &mut Matcher, order| {
+            let new = NewOrder { order, order_type: OrderType::Limit };
+            matcher.submit(new, |event| desk.translate(&event, now_ns, emit));
+        };
         match message.body {
             Body::Add { id, .. } | Body::Replace { new_id: id, .. } if !is_market(id) => {
-                self.counters.malformed += 1;
+                desk.counters.malformed += 1;
             }
             Body::Add { id, side, quantity, price } => {
-                let order = Order { id, owner: MARKET, side, price, quantity };
-                self.submit(order, TimeInForce::Day, now_ns, emit);
+                submit(matcher, Order { id, owner: NOBODY, side, price, quantity });
             }
             Body::Execute { id, quantity, .. } | Body::Cancel { id, quantity } => {
-                if is_market(id) && self.matcher.reduce(id, quantity).is_ok() {
-                    return;
+                if !is_market(id) || matcher.reduce(id, quantity).is_err() {
+                    desk.counters.unknown_orders += 1;
                 }
-                self.counters.unknown_orders += 1;
             }
             Body::Delete { id } => {
-                self.take_market(id);
-            }
-            Body::Replace { id, new_id, quantity, price } => {
-                if let Some(old) = self.take_market(id) {
-                    let order = Order { id: new_id, quantity, price, ..old };
-                    self.submit(order, TimeInForce::Day, now_ns, emit);
+                if take_market(matcher, id).is_none() {
+                    desk.counters.unknown_orders += 1;
                 }
             }
-            Body::Trade { .. } => {}
+            Body::Replace { id, new_id, quantity, price } => match take_market(matcher, id) {
+                Some(old) => submit(matcher, Order { id: new_id, quantity, price, ..old }),
+                None => desk.counters.unknown_orders += 1,
+            },
+            Body::Status(Status::Halted) => matcher.set_halted(true),
+            Body::Status(Status::Trading) => matcher.set_halted(false),
+            Body::Status(Status::Cleared) => matcher.cancel_owner(NOBODY, |_| {}),
+            Body::Status(Status::Ready) | Body::Trade { .. } => {}
         }
     }
+}
 
-    fn submit(
+impl Desk {
+    fn reject(
         &mut self,
-        order: Order,
-        time_in_force: TimeInForce,
+        session: u32,
+        reference: u32,
+        reason: Reject,
         now_ns: u64,
         emit: &mut impl FnMut(u32, Response),
     ) {
-        let counters = &mut self.counters;
-        let new = NewOrder { order, time_in_force };
-        self.matcher.submit(new, |event| translate(counters, &event, now_ns, emit));
+        self.counters.rejected += 1;
+        self.answer(session, reference, Update::Rejected(reason), now_ns, emit);
     }
 
-    /// Takes a market order off the book; paper fills may have taken it before.
-    fn take_market(&mut self, id: u64) -> Option<Order> {
-        let order = self.matcher.book().order(id).filter(|_| is_market(id));
-        if order.is_none() || self.matcher.cancel(id, |_| {}).is_err() {
-            self.counters.unknown_orders += 1;
+    /// Turns what a matcher did into responses for the sessions concerned.
+    fn translate(&mut self, event: &Event, now_ns: u64, emit: &mut impl FnMut(u32, Response)) {
+        let ours = |order: &Order| u64::from(order.owner != NOBODY);
+        let mut tell = |desk: &mut Self, order: &Order, update| {
+            if order.owner != NOBODY {
+                desk.answer(order.owner, order.id as u32, update, now_ns, emit);
+            }
+        };
+        match event {
+            Event::Accepted(order) => {
+                self.counters.accepted += ours(order);
+                tell(self, order, Update::Accepted);
+            }
+            Event::Replaced(old, order) => {
+                self.counters.replaced += ours(order);
+                tell(self, order, Update::Replaced { old_reference: old.id as u32 });
+            }
+            Event::Filled(fill) => {
+                let executed =
+                    Update::Executed { quantity: fill.quantity, price: fill.price, trade: fill.trade };
+                self.counters.fills += ours(&fill.maker) + ours(&fill.taker);
+                tell(self, &fill.maker, executed);
+                tell(self, &fill.taker, executed);
+            }
+            &Event::Canceled(order, reason) => {
+                self.counters.canceled += ours(&order);
+                let quantity = order.quantity;
+                tell(self, &order, Update::Canceled { quantity, reason });
+            }
+            &Event::Rejected(order, reason) => {
+                self.counters.rejected += ours(&order);
+                tell(self, &order, Update::Rejected(Reject::Book(reason)));
+            }
         }
-        order
     }
+
+    fn answer(
+        &mut self,
+        session: u32,
+        reference: u32,
+        update: Update,
+        now_ns: u64,
+        emit: &mut impl FnMut(u32, Response),
+    ) {
+        if let Some(response) = self.sessions.answer(session, now_ns, reference, update) {
+            emit(session, response);
+        }
+    }
+}
+
+fn matcher(matchers: &mut [Matcher], symbol: u16) -> Result<&mut Matcher, Reject> {
+    matchers.get_mut(usize::from(symbol).wrapping_sub(1)).ok_or(Reject::Symbol)
+}
+
+/// Takes a market order off the book; paper fills may have taken it before.
+fn take_market(matcher: &mut Matcher, id: u64) -> Option<Order> {
+    let order = matcher.book().order(id).filter(|_| is_market(id))?;
+    matcher.cancel(id, 0, |_| {}).ok().map(|()| order)
 }
 
 fn is_market(id: u64) -> bool {
@@ -215,59 +308,19 @@ fn order_id(session: u32, reference: u32) -> u64 {
     SESSION_ORDER | u64::from(session) << 32 | u64::from(reference)
 }
 
-fn update(timestamp_ns: u64, reference: u32, update: Update) -> Response {
-    Response::Order { timestamp_ns, reference, update }
-}
-
-/// Turns what the matcher did into responses for the sessions concerned.
-fn translate(
-    counters: &mut ExchangeCounters,
-    event: &Event,
-    now_ns: u64,
-    emit: &mut impl FnMut(u32, Response),
-) {
-    let mut tell = |order: &Order, what| {
-        if order.owner != MARKET {
-            emit(order.owner, update(now_ns, order.id as u32, what));
-        }
-    };
-    let ours = |order: &Order| u64::from(order.owner != MARKET);
-    match event {
-        Event::Accepted(order) => {
-            counters.accepted += ours(order);
-            tell(order, Update::Accepted);
-        }
-        Event::Filled(fill) => {
-            let executed = Update::Executed { quantity: fill.quantity, price: fill.price, trade: fill.trade };
-            counters.fills += ours(&fill.maker) + ours(&fill.taker);
-            tell(&fill.maker, executed);
-            tell(&fill.taker, executed);
-        }
-        &Event::Canceled(order, reason) => {
-            counters.canceled += ours(&order);
-            let quantity = order.quantity;
-            tell(&order, Update::Canceled { quantity, reason });
-        }
-        &Event::Rejected(order, reason) => {
-            counters.rejected += ours(&order);
-            tell(&order, Update::Rejected(Reject::Book(reason)));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::book::Side;
     use crate::flow::Flow;
-    use crate::matching::CancelReason;
+    use crate::matching::{CancelReason, RejectReason};
     use crate::md::Datagram;
-    use crate::order_entry::EnterOrder;
+    use crate::order_entry::Login;
     use proptest::prelude::*;
 
     const SESSION: [u8; 10] = *b"TEST000001";
 
-    fn request(venue: &mut Venue, login: &mut Login, request: Request) -> Vec<(u32, Response)> {
+    fn request(venue: &mut Venue, login: &mut u32, request: Request) -> Vec<(u32, Response)> {
         let mut out = Vec::new();
         venue
             .on_request(login, &request, 0, |session, response| {
@@ -288,27 +341,34 @@ mod tests {
     }
 
     fn enter(reference: u32, side: Side, price: u32, quantity: u32) -> EnterOrder {
-        EnterOrder { reference, side, quantity, symbol: 1, price, time_in_force: TimeInForce::Day }
+        EnterOrder { reference, side, quantity, symbol: 1, price, order_type: OrderType::Limit, cause_ns: 0 }
     }
 
-    fn logged_in(venue: &mut Venue) -> Login {
-        let mut login = Login::default();
-        let user = *b"someone   ";
-        let out = request(venue, &mut login, Request::Login { user });
-        let session = login.session;
-        assert_eq!(out, [(session, Response::LoggedIn { session })]);
-        login
+    const LOGIN: Login = Login { user: *b"someone   ", session: 0, next_sequence: 1 };
+
+    fn logged_in(venue: &mut Venue) -> u32 {
+        let mut session = 0;
+        let out = request(venue, &mut session, Request::Login(LOGIN));
+        let logged_in = Response::LoggedIn { session, next_sequence: 1, last_reference: 0 };
+        assert_eq!(out, [(session, logged_in)]);
+        session
+    }
+
+    fn update(sequence: u64, reference: u32, update: Update) -> Response {
+        Response::Order { sequence, timestamp_ns: 0, reference, update }
+    }
+
+    fn cancel(reference: u32) -> Request {
+        Request::Cancel { reference, symbol: 1, remaining: 0 }
     }
 
     #[test]
     fn a_login_comes_first_and_once() {
         let mut venue = Venue::new(1);
-        let mut login = Login::default();
-        let cancel = Request::Cancel { reference: 1 };
-        let login_request = Request::Login { user: [b' '; 10] };
-        assert_eq!(venue.on_request(&mut login, &cancel, 0, |_, _| {}), Err(Refusal::Login));
+        assert_eq!(venue.on_request(&mut 0, &cancel(1), 0, |_, _| {}), Err(Refusal::Login));
         let mut login = logged_in(&mut venue);
-        assert_eq!(venue.on_request(&mut login, &login_request, 0, |_, _| {}), Err(Refusal::Login));
+        let again = Request::Login(LOGIN);
+        assert_eq!(venue.on_request(&mut login, &again, 0, |_, _| {}), Err(Refusal::Login));
     }
 
     #[test]
@@ -319,25 +379,25 @@ mod tests {
         feed(&mut venue, 1, Body::Add { id: 7, side: Side::Sell, quantity: 100, price: 500 });
         let executed = |quantity, price, trade| Update::Executed { quantity, price, trade };
         let out = request(&mut venue, &mut a, Request::Enter(enter(1, Side::Buy, 510, 150)));
-        assert_eq!(out, [(1, update(0, 1, Update::Accepted)), (1, update(0, 1, executed(100, 500, 1))),]);
+        assert_eq!(out, [(1, update(1, 1, Update::Accepted)), (1, update(2, 1, executed(100, 500, 1)))]);
         let out = request(&mut venue, &mut b, Request::Enter(enter(1, Side::Sell, 505, 20)));
         assert_eq!(
             out,
             [
-                (2, update(0, 1, Update::Accepted)),
-                (1, update(0, 1, executed(20, 510, 2))),
-                (2, update(0, 1, executed(20, 510, 2))),
+                (2, update(1, 1, Update::Accepted)),
+                (1, update(3, 1, executed(20, 510, 2))),
+                (2, update(2, 1, executed(20, 510, 2))),
             ]
         );
         // The market trades into the resting order; the paper-filled order 7 is unknown by now.
         feed(&mut venue, 2, Body::Delete { id: 7 });
         let body = Body::Add { id: 8, side: Side::Sell, quantity: 10, price: 510 };
-        assert_eq!(feed(&mut venue, 3, body), [(1, update(0, 1, executed(10, 510, 3)))]);
-        let out = request(&mut venue, &mut a, Request::Cancel { reference: 1 });
+        assert_eq!(feed(&mut venue, 3, body), [(1, update(4, 1, executed(10, 510, 3)))]);
+        let out = request(&mut venue, &mut a, cancel(1));
         let canceled = Update::Canceled { quantity: 20, reason: CancelReason::Requested };
-        assert_eq!(out, [(1, update(0, 1, canceled))]);
-        let out = request(&mut venue, &mut b, Request::Cancel { reference: 1 });
-        assert_eq!(out, [(2, update(0, 1, Update::Rejected(Reject::NotLive)))]);
+        assert_eq!(out, [(1, update(5, 1, canceled))]);
+        let out = request(&mut venue, &mut b, cancel(1));
+        assert_eq!(out, [(2, update(3, 1, Update::Rejected(Reject::NotLive)))]);
         let counters = venue.counters();
         assert_eq!((counters.trades, counters.fills), (3, 4));
         assert_eq!((counters.unknown_orders, counters.resting_orders), (1, 0));
@@ -372,10 +432,71 @@ mod tests {
             let order = enter(1, Side::Buy, 100, 1);
             request(&mut venue, login, Request::Enter(order));
         }
-        venue.on_disconnect(a);
+        venue.on_disconnect(a, 0);
         assert_eq!(venue.counters().resting_orders, 1);
-        let out = request(&mut venue, &mut b, Request::Cancel { reference: 1 });
+        let out = request(&mut venue, &mut b, cancel(1));
         assert_eq!(out.len(), 1);
+        // Its owner learns of it when he is back.
+        let mut back = 0;
+        let login = Login { session: a, next_sequence: 2, ..LOGIN };
+        let out = request(&mut venue, &mut back, Request::Login(login));
+        let canceled = Update::Canceled { quantity: 1, reason: CancelReason::Requested };
+        assert_eq!(out[1..], [(a, update(2, 1, canceled))]);
+        assert_eq!(venue.counters().resumed, 1);
+    }
+
+    #[test]
+    fn orders_are_replaced_reduced_halted_and_refused() {
+        let mut venue = Venue::new(2);
+        let mut a = logged_in(&mut venue);
+        request(&mut venue, &mut a, Request::Enter(enter(1, Side::Buy, 100, 10)));
+        let reduce = Request::Cancel { reference: 1, symbol: 1, remaining: 4 };
+        let canceled = Update::Canceled { quantity: 6, reason: CancelReason::Requested };
+        assert_eq!(request(&mut venue, &mut a, reduce), [(1, update(2, 1, canceled))]);
+        let replace = |reference, new_reference, symbol| Request::Replace {
+            reference,
+            symbol,
+            new_reference,
+            quantity: 5,
+            price: 101,
+            order_type: OrderType::PostOnly,
+        };
+        let replaced = Update::Replaced { old_reference: 1 };
+        assert_eq!(request(&mut venue, &mut a, replace(1, 2, 1)), [(1, update(3, 2, replaced))]);
+        for (request_, sequence, reference, reason) in [
+            (replace(1, 3, 1), 4, 3, Reject::NotLive),
+            (replace(2, 4, 2), 5, 4, Reject::NotLive),
+            (replace(2, 4, 1), 6, 4, Reject::Reference),
+            (replace(2, 5, 3), 7, 5, Reject::Symbol),
+        ] {
+            let rejected = update(sequence, reference, Update::Rejected(reason));
+            assert_eq!(request(&mut venue, &mut a, request_), [(1, rejected)]);
+        }
+        assert!(venue.set_halted(2, true) && !venue.set_halted(3, true));
+        let market = EnterOrder { symbol: 2, order_type: OrderType::Market, ..enter(6, Side::Buy, 0, 1) };
+        let halted = Update::Rejected(Reject::Book(RejectReason::Halted));
+        assert_eq!(request(&mut venue, &mut a, Request::Enter(market)), [(1, update(8, 6, halted))]);
+        let mut out = Vec::new();
+        venue.refuse(a, &enter(7, Side::Buy, 1, 1), 0, |_, response| out.push(response));
+        assert_eq!(out, [update(9, 7, Update::Rejected(Reject::Unavailable))]);
+        assert_eq!((venue.counters().replaced, venue.counters().orders), (1, 3));
+    }
+
+    #[test]
+    fn market_data_halts_and_clears() {
+        let mut venue = Venue::new(1);
+        let mut a = logged_in(&mut venue);
+        feed(&mut venue, 1, Body::Add { id: 7, side: Side::Sell, quantity: 100, price: 500 });
+        feed(&mut venue, 2, Body::Status(Status::Halted));
+        let crossing = Request::Enter(enter(1, Side::Buy, 500, 1));
+        let rejected = Update::Rejected(Reject::Book(RejectReason::Halted));
+        assert_eq!(request(&mut venue, &mut a, crossing), [(1, update(1, 1, rejected))]);
+        feed(&mut venue, 3, Body::Status(Status::Trading));
+        feed(&mut venue, 4, Body::Status(Status::Cleared));
+        feed(&mut venue, 5, Body::Status(Status::Ready));
+        let out = request(&mut venue, &mut a, Request::Enter(enter(2, Side::Buy, 500, 1)));
+        assert_eq!(out, [(1, update(2, 2, Update::Accepted))]);
+        assert_eq!(venue.counters().resting_orders, 1);
     }
 
     proptest! {
@@ -391,7 +512,7 @@ mod tests {
         ) {
             let mut venue = Venue::new(1);
             let mut login = logged_in(&mut venue);
-            let mut flow = Flow::new(seed, 1_000.0);
+            let mut flow = Flow::new(seed, 1_000.0, 1);
             let mut responses = Vec::new();
             let mut sequence = 0;
             for (reference, &(buy, ticks, quantity, ioc)) in (1..).zip(&orders) {
@@ -400,15 +521,15 @@ mod tests {
                     responses.extend(feed(&mut venue, sequence, planned.body));
                 }
                 let side = if buy { Side::Buy } else { Side::Sell };
-                let time_in_force = if ioc { TimeInForce::Ioc } else { TimeInForce::Day };
+                let order_type = if ioc { OrderType::Ioc } else { OrderType::Limit };
                 let order = enter(reference, side, ticks * 100, quantity);
-                let order = EnterOrder { time_in_force, ..order };
+                let order = EnterOrder { order_type, ..order };
                 responses.extend(request(&mut venue, &mut login, Request::Enter(order)));
             }
             let mut acks = vec![0; orders.len()];
             let mut left: Vec<_> = orders.iter().map(|order| order.2).collect();
             for (session, response) in responses {
-                prop_assert_eq!(session, login.session);
+                prop_assert_eq!(session, login);
                 let Response::Order { reference, update, .. } = response else {
                     panic!("only orders are answered here");
                 };
@@ -419,7 +540,7 @@ mod tests {
                         prop_assert!(quantity <= left[at]);
                         left[at] -= quantity;
                     }
-                    Update::Rejected(reason) => panic!("{reason:?}"),
+                    Update::Rejected(_) | Update::Replaced { .. } => panic!("{update:?}"),
                 }
             }
             prop_assert!(acks.iter().all(|acks| *acks == 1));

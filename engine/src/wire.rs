@@ -1,5 +1,21 @@
 //! Big-endian fields in byte slices, for both wire formats.
 
+use crate::book::Side;
+
+/// Codes of the sides.
+pub const SIDES: [(u8, Side); 2] = [(b'B', Side::Buy), (b'S', Side::Sell)];
+
+/// The code of a value; `table` must hold every value.
+pub fn code<T: PartialEq>(table: &[(u8, T)], value: &T) -> u8 {
+    let (code, _) = table.iter().find(|(_, known)| known == value).expect("each table holds every value");
+    *code
+}
+
+/// The value of a code, if there is one.
+pub fn decode<T: Copy>(table: &[(u8, T)], code: u8) -> Option<T> {
+    table.iter().find(|(known, _)| *known == code).map(|(_, value)| *value)
+}
+
 /// Takes fields off the front of a slice.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader<'a>(pub &'a [u8]);

@@ -1,55 +1,14 @@
-//! The three processes as a user runs them: what they account for, how they end, what they refuse.
-#![expect(
-    clippy::unwrap_used,
-    clippy::unbuffered_bytes,
-    reason = "what a test cannot set up fails it; one short line is read before the rest"
-)]
+//! The processes as a user runs them: what they account for, how they end, what they refuse.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::process::Child;
+use std::time::Duration;
 
-use paper_engine::book::Side;
-use paper_engine::exchange::Ready;
-use paper_engine::matching::TimeInForce;
-use paper_engine::order_entry::{EnterOrder, FrameBuffer, Refusal, Reject, Request, Response, Update};
-use paper_engine::report::{DemoReport, ExchangeReport, PublisherReport};
+use paper_engine::report::{DemoReport, PublisherReport};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Longest any of these processes may take to do what it was asked to.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn paper_engine(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_paper-engine"));
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    paper_engine(arguments).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).unwrap();
-}
-
-fn is_running(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.contains("(paper-") && !stat.contains(") Z"))
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use crate::peer::{Exchange, PATIENCE, is_running, paper_engine, run, signal, stderr, wait_until};
 
 /// Everything published is accounted for, every order acked once, every histogram complete.
 fn check(report: &DemoReport) {
@@ -110,6 +69,11 @@ fn check(report: &DemoReport) {
 #[test]
 fn demo_accounts_for_everything_in_block_mode() {
     demo_accounts_for_everything("block");
+}
+
+#[test]
+fn demo_accounts_for_everything_in_epoll_mode() {
+    demo_accounts_for_everything("epoll");
 }
 
 #[test]
@@ -234,7 +198,7 @@ fn bad_input_has_the_right_exit_code_and_says_what_is_wrong() {
         (&["publish", "--to", "127.0.0.1:9", "--rate", "0"], 2, "messages per second"),
         (&["publish", "--to", "127.0.0.1:9", "--batch", "0"], 2, "batch"),
         (&["demo", "--for", "soon"], 2, "duration"),
-        (&["demo", "--mode", "sleep"], 2, "block, spin"),
+        (&["demo", "--mode", "sleep"], 2, "block, epoll, spin"),
         (&["engine"], 2, "--exchange"),
         (&["engine", "--exchange", nobody], 69, "Connection refused"),
         (&["engine", "--exchange", nobody, "--feed", &udp], 69, "in use"),
@@ -266,168 +230,4 @@ fn an_engine_ends_when_its_exchange_does() {
     let output = engine.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
     assert!(!output.stdout.is_empty(), "it reports all the same");
-}
-
-/// An exchange of our own to talk to.
-struct Exchange {
-    child: Child,
-    ready: Ready,
-}
-
-impl Exchange {
-    fn start() -> Self {
-        let parent = std::process::id().to_string();
-        let mut child = paper_engine(&["exchange", "--format", "json", "--parent", &parent]).spawn().unwrap();
-        // Byte by byte, so that nothing of the report is read ahead and lost.
-        let stdout = child.stdout.as_mut().unwrap();
-        let line: Vec<u8> = stdout.bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n').collect();
-        let ready = serde_json::from_slice(&line).unwrap();
-        Self { child, ready }
-    }
-
-    fn stop(self) -> ExchangeReport {
-        signal(&self.child, Signal::TERM);
-        let output = self.child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", stderr(&output));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
-
-struct Client {
-    stream: TcpStream,
-    frames: FrameBuffer,
-}
-
-impl Client {
-    fn connect(exchange: SocketAddr) -> Self {
-        let stream = TcpStream::connect(exchange).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, frames: FrameBuffer::default() }
-    }
-
-    fn logged_in(exchange: SocketAddr) -> Self {
-        let mut client = Self::connect(exchange);
-        client.send(Request::Login { user: *b"tester    " });
-        assert!(matches!(client.next(), Some(Response::LoggedIn { .. })));
-        client
-    }
-
-    fn send(&mut self, request: Request) {
-        let frame = request.encode();
-        self.stream.write_all(frame.as_slice()).unwrap();
-    }
-
-    /// The next response; `None` when the exchange has closed the connection.
-    fn next(&mut self) -> Option<Response> {
-        loop {
-            if let Some(body) = self.frames.next_frame().unwrap() {
-                return Some(Response::parse(body).unwrap());
-            }
-            if self.frames.fill(&mut self.stream).ok()? == 0 {
-                return None;
-            }
-        }
-    }
-
-    fn update(&mut self) -> (u32, Update) {
-        match self.next() {
-            Some(Response::Order { reference, update, .. }) => (reference, update),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-fn enter(reference: u32, side: Side, quantity: u32) -> Request {
-    Request::Enter(EnterOrder {
-        reference,
-        side,
-        quantity,
-        symbol: paper_engine::SYMBOL,
-        price: 1_000_000,
-        time_in_force: TimeInForce::Day,
-    })
-}
-
-#[test]
-fn sessions_trade_with_each_other_however_their_bytes_come() {
-    let exchange = Exchange::start();
-    let mut a = Client::logged_in(exchange.ready.listen);
-    let mut b = Client::logged_in(exchange.ready.listen);
-    // Byte by byte …
-    for byte in enter(1, Side::Buy, 100).encode().as_slice() {
-        a.stream.set_nodelay(true).unwrap();
-        a.stream.write_all(&[*byte]).unwrap();
-    }
-    assert_eq!(a.update(), (1, Update::Accepted));
-    // … and many at once.
-    let orders: Vec<u8> =
-        (1..=5).flat_map(|reference| enter(reference, Side::Sell, 10).encode().as_slice().to_vec()).collect();
-    b.stream.write_all(&orders).unwrap();
-    for reference in 1..=5 {
-        assert_eq!(b.update(), (reference, Update::Accepted));
-        assert!(matches!(b.update(), (n, Update::Executed { quantity: 10, .. }) if n == reference));
-        assert!(matches!(a.update(), (1, Update::Executed { quantity: 10, .. })));
-    }
-    a.send(Request::Cancel { reference: 1 });
-    assert!(matches!(a.update(), (1, Update::Canceled { quantity: 50, .. })));
-    b.send(enter(5, Side::Sell, 10));
-    assert_eq!(b.update(), (5, Update::Rejected(Reject::Reference)));
-    let report = exchange.stop();
-    assert_eq!((report.counters.sessions, report.counters.closed), (2, 0));
-    assert_eq!(report.counters.fills, 10);
-}
-
-#[test]
-fn garbage_closes_its_own_connection_only() {
-    let exchange = Exchange::start();
-    let at = exchange.ready.listen;
-    let mut good = Client::logged_in(at);
-    let oversize: &[u8] = &[0xff, 0xff, b'O', 0];
-    for garbage in [oversize, &[0, 0], b"GET / HTTP/1.1\r\n\r\n", &[0, 2, b'?', 1]] {
-        let mut client = Client::connect(at);
-        client.stream.write_all(garbage).unwrap();
-        assert_eq!(client.next(), Some(Response::Refused(Refusal::Malformed)));
-        assert_eq!(client.next(), None);
-    }
-    let mut early = Client::connect(at);
-    early.send(enter(1, Side::Buy, 1));
-    assert_eq!(early.next(), Some(Response::Refused(Refusal::Login)));
-    let feed = UdpSocket::bind("127.0.0.1:0").unwrap();
-    for garbage in [&b""[..], b"x", &[0xff; 1500]] {
-        feed.send_to(garbage, exchange.ready.feed).unwrap();
-    }
-    good.send(enter(1, Side::Buy, 1));
-    assert_eq!(good.update(), (1, Update::Accepted));
-    let report = exchange.stop();
-    assert_eq!(report.counters.closed, 5);
-    assert_eq!(report.counters.malformed, 3);
-}
-
-#[test]
-fn connections_are_bounded_and_silent_ones_are_closed() {
-    let exchange = Exchange::start();
-    let at = exchange.ready.listen;
-    let mut silent: Vec<_> = (0..64).map(|_| Client::connect(at)).collect();
-    let mut refused = Client::connect(at);
-    assert_eq!(refused.next(), Some(Response::Refused(Refusal::Full)));
-    for client in &mut silent {
-        assert_eq!(client.next(), Some(Response::Refused(Refusal::Login)));
-    }
-    Client::logged_in(at);
-    assert_eq!(exchange.stop().counters.closed, 65);
-}
-
-#[test]
-fn a_peer_that_does_not_read_is_closed() {
-    let exchange = Exchange::start();
-    let mut client = Client::logged_in(exchange.ready.listen);
-    client.stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    // Each is rejected, so nothing but the unread answers piles up.
-    let orders: Vec<u8> =
-        (0..1_000).flat_map(|_| enter(0, Side::Buy, 1).encode().as_slice().to_vec()).collect();
-    let start = Instant::now();
-    while client.stream.write_all(&orders).is_ok() {
-        assert!(start.elapsed() < 3 * PATIENCE, "never closed");
-    }
-    assert_eq!(exchange.stop().counters.closed, 1);
 }
