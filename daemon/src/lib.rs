@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod exit;
 pub mod exporter;
 pub mod forecast;
+pub mod gate;
 pub mod http;
 pub mod loader;
 pub mod measure;

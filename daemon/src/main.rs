@@ -1,7 +1,7 @@
 //! The command line: words to calls, results to text and exit codes.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tickscope::csv::CsvError;
 use tickscope::doctor;
 use tickscope::exit::Exit;
 use tickscope::exporter::json::Build;
+use tickscope::gate;
 use tickscope::run::{self, chain};
 use tickscope::top::{self, Format};
 use tickscope::{detect, forecast};
@@ -54,6 +55,9 @@ enum Command {
     /// Check and explain configurations
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Judge a canary against its baseline
+    #[command(subcommand)]
+    Gate(GateCommand),
     /// Say which build this is
     Version {
         /// How it is printed
@@ -84,6 +88,12 @@ enum ConfigCommand {
     Default,
     /// Print the JSON Schema, for editors
     Schema,
+}
+
+#[derive(Subcommand)]
+enum GateCommand {
+    /// Judge a recording, JSON Lines; exit code 0 pass, 1 fail, 3 neither
+    Replay(gate::replay::Flags),
 }
 
 fn main() -> ExitCode {
@@ -121,6 +131,13 @@ fn dispatch(command: Command) -> Exit {
         },
         Command::Config(ConfigCommand::Default) => print(config::DEFAULT.as_bytes()),
         Command::Config(ConfigCommand::Schema) => print(format!("{:#}\n", Config::schema()).as_bytes()),
+        Command::Gate(GateCommand::Replay(flags)) => {
+            match gate::replay::replay(&flags, &mut BufWriter::new(io::stdout().lock())) {
+                Ok(exit) => exit,
+                Err(error) if error.exit() == Exit::Done => Exit::Done,
+                Err(error) => fail(&error, error.exit()),
+            }
+        }
         Command::Version { format } => print(version(format).as_bytes()),
         Command::Completions { shell } => {
             // Through memory: the generator panics on a closed pipe.

@@ -19,6 +19,7 @@ mod report;
 mod resource;
 mod row;
 mod track;
+mod watch;
 
 use std::collections::VecDeque;
 
@@ -26,6 +27,7 @@ pub use bucket::Buckets;
 pub use constant::{FAIL_MARGIN, QUANTILES, RESOURCE_MARGIN};
 pub use report::{Action, Report, Row, Verdict, percentile};
 pub use resource::Direction;
+pub use watch::{Builds, Spec, Status, Watch, Watched};
 
 use constant::{
     ALPHA_FAIL, ERRORS_WEIGHT, LATENCY_WEIGHT, MISSING_SECONDS, MISSING_SHARE, RESOURCE_WEIGHT,

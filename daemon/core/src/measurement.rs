@@ -23,6 +23,66 @@ pub struct Measurements {
     pub cost: Cost,
 }
 
+impl Measurements {
+    /// Adds a later reading of the same source, as if both were one.
+    pub fn merge(&mut self, later: Self) {
+        self.elapsed_ns += later.elapsed_ns;
+        for row in later.rows {
+            let same = |mine: &&mut RowReading| {
+                (mine.probe, mine.target, mine.label) == (row.probe, row.target, row.label)
+            };
+            match self.rows.iter_mut().find(same) {
+                Some(mine) => mine.histogram.merge(&row.histogram),
+                None => self.rows.push(row),
+            }
+        }
+        for (index, probe) in later.probes.into_iter().enumerate() {
+            match self.probes.get_mut(index) {
+                Some(mine) => mine.merge(probe),
+                None => self.probes.push(probe),
+            }
+        }
+        for (index, target) in later.targets.into_iter().enumerate() {
+            match self.targets.get_mut(index) {
+                Some(mine) => {
+                    let (started, exited) = (mine.started + target.started, mine.exited + target.exited);
+                    *mine = TargetReading { started, exited, ..target };
+                }
+                None => self.targets.push(target),
+            }
+        }
+        self.outliers.extend(later.outliers);
+        for lost in later.lost {
+            match self.lost.iter_mut().find(|mine| mine.source == lost.source && mine.reason == lost.reason) {
+                Some(mine) => mine.count += lost.count,
+                None => self.lost.push(lost),
+            }
+        }
+        let daemon_cpu_ns = self.cost.daemon_cpu_ns + later.cost.daemon_cpu_ns;
+        self.cost = Cost { daemon_cpu_ns, ..later.cost };
+    }
+}
+
+impl ProbeReading {
+    fn merge(&mut self, later: Self) {
+        let Accounting { seen, filtered, discarded } = &later.accounting;
+        let mut accounting = std::mem::take(&mut self.accounting);
+        accounting.seen += seen;
+        accounting.filtered += filtered;
+        accounting.discarded.resize(discarded.len().max(accounting.discarded.len()), 0);
+        for (sum, count) in accounting.discarded.iter_mut().zip(discarded) {
+            *sum += count;
+        }
+        *self = Self {
+            accounting,
+            runs: self.runs + later.runs,
+            timed: self.timed + later.timed,
+            timed_ns: self.timed_ns + later.timed_ns,
+            ..later
+        };
+    }
+}
+
 /// New observations of one histogram.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RowReading {
@@ -164,4 +224,54 @@ pub struct Cost {
     pub rss_bytes: u64,
     /// Memory of kernel maps, bytes.
     pub maps_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Now, State};
+
+    fn reading(second: u64) -> Measurements {
+        let mut histogram = Histogram::default();
+        histogram.observe(second * 1000);
+        Measurements {
+            elapsed_ns: 200_000_000,
+            rows: vec![RowReading { probe: 0, target: 0, label: 0, histogram }],
+            probes: vec![ProbeReading {
+                state: ProbeState::Healthy,
+                reason: String::new(),
+                accounting: Accounting { seen: 3, filtered: 1, discarded: vec![0, second] },
+                runs: 100,
+                timed: 1,
+                timed_ns: 50,
+            }],
+            targets: vec![TargetReading {
+                name: "a".into(),
+                processes: second as usize,
+                started: 1,
+                exited: 0,
+            }],
+            lost: vec![Lost { source: "ring".into(), reason: "full".into(), count: second }],
+            cost: Cost { daemon_cpu_ns: 10, rss_bytes: second, maps_bytes: 1 },
+            ..Measurements::default()
+        }
+    }
+
+    #[test]
+    fn readings_that_are_merged_say_what_each_said() {
+        let now = Now { monotonic_ns: 1_000_000_000, wall_ns: 1_000_000_000 };
+        let mut merged = reading(1);
+        merged.merge(reading(2));
+        merged.merge(Measurements::default());
+        let targets = ["a".to_owned()];
+        let mut both = State::new(&targets, 1_000_000_000);
+        both.step(&reading(1), now);
+        let both = both.step(&reading(2), now);
+        let one = State::new(&targets, 1_000_000_000).step(&merged, now);
+        assert_eq!(one.series[0].total, both.series[0].total);
+        assert_eq!(one.probes[0].accounting, both.probes[0].accounting);
+        assert_eq!(one.lost, both.lost);
+        assert_eq!((one.targets[0].processes, one.targets[0].started), (2, 2));
+        assert_eq!((merged.cost.daemon_cpu_ns, merged.elapsed_ns), (20, 400_000_000));
+    }
 }

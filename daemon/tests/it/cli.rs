@@ -57,6 +57,7 @@ fn help_says_what_there_is() {
       detect       Score a series from standard input: time,value in, time,value,anomaly_score out
       forecast     Foresee when a series from standard input crosses a limit
       config       Check and explain configurations
+      gate         Judge a canary against its baseline
       version      Say which build this is
       completions  Print a completion script for a shell
       man          Print the manual page, or write one for every command

@@ -3,6 +3,7 @@
 
 mod btf;
 mod cli;
+mod gate;
 mod http;
 mod metrics;
 mod object;

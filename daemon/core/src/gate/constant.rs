@@ -118,3 +118,7 @@ pub const WARM_UP_SECONDS: f64 = 5.0;
 pub const VOLUME_FACTOR: f64 = 2.0;
 /// This share of the baseline above its own p99: it is itself ill, hold.
 pub const BASELINE_ILL_SHARE: f64 = 0.05;
+/// Lost observations beyond this share make a block unusable.
+pub const LOST_SHARE: f64 = 1e-3;
+/// A canary that was away for longer is another one when it comes back.
+pub const NEW_STEP_SECONDS: f64 = 60.0;
