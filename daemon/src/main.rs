@@ -115,7 +115,9 @@ fn dispatch(command: Command) -> Exit {
         Command::Config(ConfigCommand::Check { file }) => match Config::load(Some(&file)) {
             Ok(config) => {
                 let targets: Vec<&str> = config.target.iter().map(|target| target.name.as_str()).collect();
-                print(format!("{}: good; targets: {}\n", file.display(), targets.join(", ")).as_bytes())
+                let slos = config.slo.iter().map(|slo| format!("slo {}: {}\n", slo.name, slo.promise()));
+                let slos: String = slos.collect();
+                print(format!("{}: good; targets: {}\n{slos}", file.display(), targets.join(", ")).as_bytes())
             }
             Err(error) => fail(&error, Exit::Config),
         },
