@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer};
 use tickscope_common::catalog::{self, PROBES};
 use tickscope_common::layout::MAX_TARGETS;
 
-pub use slo::{Series, Slo};
+pub use slo::{Series, Slo, percent};
 
 /// The commented defaults, printed by `config default`.
 pub const DEFAULT: &str = include_str!("../daemon.toml");

@@ -13,6 +13,7 @@ use tickscope::csv::CsvError;
 use tickscope::doctor;
 use tickscope::exit::Exit;
 use tickscope::exporter::json::Build;
+use tickscope::rules;
 use tickscope::run::{self, chain};
 use tickscope::top::{self, Format};
 use tickscope::{detect, forecast};
@@ -54,6 +55,8 @@ enum Command {
     /// Check and explain configurations
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print recording and alerting rules for the configured objectives
+    Rules(rules::Flags),
     /// Say which build this is
     Version {
         /// How it is printed
@@ -123,6 +126,10 @@ fn dispatch(command: Command) -> Exit {
         },
         Command::Config(ConfigCommand::Default) => print(config::DEFAULT.as_bytes()),
         Command::Config(ConfigCommand::Schema) => print(format!("{:#}\n", Config::schema()).as_bytes()),
+        Command::Rules(flags) => match rules::rules(&flags) {
+            Ok(text) => print(text.as_bytes()),
+            Err(error) => fail(&error, Exit::Config),
+        },
         Command::Version { format } => print(version(format).as_bytes()),
         Command::Completions { shell } => {
             // Through memory: the generator panics on a closed pipe.

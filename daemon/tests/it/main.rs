@@ -7,3 +7,4 @@ mod http;
 mod metrics;
 mod object;
 mod rows;
+mod rules;
