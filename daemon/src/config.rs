@@ -3,6 +3,8 @@
 //! Parsing touches nothing but the text. Every check is part of parsing, so that every error has a
 //! line and a column. `daemon.toml` is the manual and says the defaults; a test holds it to that.
 
+mod slo;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,6 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use tickscope_common::catalog::{self, PROBES};
 use tickscope_common::layout::MAX_TARGETS;
+
+pub use slo::{Series, Slo, percent};
 
 /// The commented defaults, printed by `config default`.
 pub const DEFAULT: &str = include_str!("../daemon.toml");
@@ -64,6 +68,9 @@ pub struct Config {
     pub target: Vec<Target>,
     /// What is measured.
     pub probes: Probes,
+    /// What is promised; at most 32.
+    #[serde(deserialize_with = "slo::slos")]
+    pub slo: Vec<Slo>,
 }
 
 /// Where the daemon listens.
@@ -168,6 +175,7 @@ impl Default for Config {
                 matching: Match { comm: Some("paper-engine".into()), ..Match::default() },
             }],
             probes: Probes::default(),
+            slo: Vec::new(),
         }
     }
 }
@@ -239,7 +247,31 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         // The error quotes the line; a terminal must not obey what stands there.
         let plain = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().chars().map(plain).collect())
+        let parsed = toml::from_str::<Self>(text).map_err(|error| error.to_string());
+        let checked = parsed.and_then(|config| config.references(text).map(|()| config));
+        checked.map_err(|error| error.trim_end().chars().map(plain).collect())
+    }
+
+    /// Whether every name that refers to something else in the configuration is there.
+    fn references(&self, text: &str) -> Result<(), String> {
+        let Some((what, place)) = self.slo.iter().find_map(|slo| slo.dangling(self)) else { return Ok(()) };
+        // As the parser writes its own errors.
+        let before = &text[..place.start];
+        let number = before.matches('\n').count() + 1;
+        let begin = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let column = text[begin..place.start].chars().count() + 1;
+        let line = text[begin..].lines().next().unwrap_or_default();
+        let margin = " ".repeat(number.to_string().len());
+        let marks = "^".repeat(text[place].chars().count().max(1));
+        let indent = " ".repeat(column - 1);
+        Err(format!(
+            "TOML parse error at line {number}, column {column}\n{margin} |\n{number} | {line}\n{margin} | {indent}{marks}\n{what}"
+        ))
+    }
+
+    /// What is promised, for the core.
+    pub fn objectives(&self) -> Vec<tickscope_core::Objective> {
+        self.slo.iter().map(Slo::objective).collect()
     }
 
     /// JSON Schema of the configuration, for editors.
@@ -448,7 +480,7 @@ mod tests {
           |
         1 | intervall = \"1s\"
           | ^^^^^^^^^
-        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`
+        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`
         ");
         insta::assert_snapshot!(error("[probes.runqueu]\nenabled = true\n"), @r#"
         TOML parse error at line 1, column 9
@@ -498,7 +530,7 @@ mod tests {
     #[test]
     fn the_schema_names_every_key() {
         let schema = Config::schema().to_string();
-        for key in ["interval", "listen", "budget", "target", "probes", "match", "reload_endpoint"] {
+        for key in ["interval", "listen", "budget", "target", "probes", "match", "reload_endpoint", "slo"] {
             assert!(schema.contains(&format!("\"{key}\"")), "{key}");
         }
     }

@@ -157,6 +157,7 @@ fn router(shared: Shared) -> Router {
             "/api/v1/outliers",
             get(async |State(app): State<App>| Json(json::outliers(&app.shared.input()))),
         )
+        .route("/api/v1/slos", get(async |State(app): State<App>| Json(json::slos(&app.shared.input()))))
         .route("/api/v1/forecasts", get(async || Json(json::Forecasts { limits: 0, forecasts: Vec::new() })))
         .fallback(async || (StatusCode::NOT_FOUND, "no such page; / lists them\n"))
         .layer(axum::middleware::from_fn(limit_body))

@@ -17,6 +17,7 @@ pub mod loader;
 pub mod measure;
 pub mod metrics;
 pub mod offset;
+pub mod rules;
 pub mod run;
 pub mod source;
 mod sys;

@@ -14,6 +14,7 @@ use tickscope::doctor;
 use tickscope::exit::Exit;
 use tickscope::exporter::json::Build;
 use tickscope::gate;
+use tickscope::rules;
 use tickscope::run::{self, chain};
 use tickscope::top::{self, Format};
 use tickscope::{detect, forecast};
@@ -58,6 +59,8 @@ enum Command {
     /// Judge a canary against its baseline
     #[command(subcommand)]
     Gate(GateCommand),
+    /// Print recording and alerting rules for the configured objectives
+    Rules(rules::Flags),
     /// Say which build this is
     Version {
         /// How it is printed
@@ -125,7 +128,9 @@ fn dispatch(command: Command) -> Exit {
         Command::Config(ConfigCommand::Check { file }) => match Config::load(Some(&file)) {
             Ok(config) => {
                 let targets: Vec<&str> = config.target.iter().map(|target| target.name.as_str()).collect();
-                print(format!("{}: good; targets: {}\n", file.display(), targets.join(", ")).as_bytes())
+                let slos = config.slo.iter().map(|slo| format!("slo {}: {}\n", slo.name, slo.promise()));
+                let slos: String = slos.collect();
+                print(format!("{}: good; targets: {}\n{slos}", file.display(), targets.join(", ")).as_bytes())
             }
             Err(error) => fail(&error, Exit::Config),
         },
@@ -138,6 +143,10 @@ fn dispatch(command: Command) -> Exit {
                 Err(error) => fail(&error, error.exit()),
             }
         }
+        Command::Rules(flags) => match rules::rules(&flags) {
+            Ok(text) => print(text.as_bytes()),
+            Err(error) => fail(&error, Exit::Config),
+        },
         Command::Version { format } => print(version(format).as_bytes()),
         Command::Completions { shell } => {
             // Through memory: the generator panics on a closed pipe.

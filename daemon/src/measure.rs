@@ -96,7 +96,8 @@ struct Worker {
 
 impl Worker {
     fn new(config: Config, source: Source, views: watch::Sender<View>) -> Self {
-        let state = State::new(&names(&config), config.interval.as_nanos() as u64);
+        let mut state = State::new(&names(&config), config.interval.as_nanos() as u64);
+        state.promise(config.objectives());
         let governor = Governor::new(config.budget.cpu);
         Self { config, source, state, governor, views }
     }
@@ -129,6 +130,7 @@ impl Worker {
         // The new source counts before the old one stops.
         self.source = Source::start(&config)?;
         self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
+        self.state.promise(config.objectives());
         self.governor = Governor::new(config.budget.cpu);
         self.config = config;
         Ok(())

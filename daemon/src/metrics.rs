@@ -2,7 +2,7 @@
 
 use tickscope_common::catalog::PROBES;
 use tickscope_common::layout::REASONS;
-use tickscope_core::{ProbeState, ProbeStatus};
+use tickscope_core::{BURN_WINDOWS, Budget, ProbeState, ProbeStatus, SloStatus};
 
 use crate::exporter::Input;
 use crate::exporter::json::Build;
@@ -196,6 +196,70 @@ pub const OWN: &[Own] = &[
         samples: |input| one(input.reloaded.at_seconds),
     },
     Own {
+        name: "tickscope_slo_events_total",
+        help: "Events of an objective: observations of its series, or readings of its target.",
+        kind: Counter,
+        labels: &["slo"],
+        samples: |input| by_slo(input, |slo| Some(slo.events.total as f64)),
+    },
+    Own {
+        name: "tickscope_slo_bad_events_total",
+        help: "Events that were slower than the threshold, or found no process.",
+        kind: Counter,
+        labels: &["slo"],
+        samples: |input| by_slo(input, |slo| Some(slo.events.bad as f64)),
+    },
+    Own {
+        name: "tickscope_slo_objective_ratio",
+        help: "Share of events that shall be good.",
+        kind: Gauge,
+        labels: &["slo"],
+        samples: |input| by_slo(input, |slo| Some(slo.objective.objective)),
+    },
+    Own {
+        name: "tickscope_slo_burn_rate",
+        help: "How fast the error budget burns over a window; 1 uses it up exactly. No sample without events.",
+        kind: Gauge,
+        labels: &["slo", "window"],
+        samples: |input| {
+            let rates = input.snapshot.slos.iter().flat_map(|slo| {
+                BURN_WINDOWS.iter().zip(&slo.burn).filter_map(|((_, window), burn)| {
+                    Some((vec![slo.objective.name.clone(), (*window).to_owned()], burn.rate?))
+                })
+            });
+            rates.collect()
+        },
+    },
+    Own {
+        name: "tickscope_slo_budget_remaining_ratio",
+        help: "Share of the error budget that is left in the objective's window; below 0 when overspent.",
+        kind: Gauge,
+        labels: &["slo"],
+        samples: |input| by_slo(input, |slo| slo.budget_remaining_ratio),
+    },
+    Own {
+        name: "tickscope_slo_week_burnt_ratio",
+        help: "Share of a week's error budget that the last week burnt: above 0.5 gates promote nothing.",
+        kind: Gauge,
+        labels: &["slo"],
+        samples: |input| by_slo(input, |slo| slo.week_burnt_ratio),
+    },
+    Own {
+        name: "tickscope_slo_budget_state",
+        help: "1 for the state that an objective's weekly budget is in, 0 for the others.",
+        kind: Gauge,
+        labels: &["slo", "state"],
+        samples: |input| {
+            let states = input.snapshot.slos.iter().flat_map(|slo| {
+                Budget::ALL.map(|state| {
+                    let labels = vec![slo.objective.name.clone(), state.name().to_owned()];
+                    (labels, f64::from(u8::from(slo.budget == state)))
+                })
+            });
+            states.collect()
+        },
+    },
+    Own {
         name: "process_resident_memory_bytes",
         help: "Resident memory of the daemon.",
         kind: Gauge,
@@ -252,4 +316,9 @@ fn by_probe(input: &Input, value: impl Fn(&ProbeStatus) -> Option<f64>) -> Vec<S
 fn targets(input: &Input, value: impl Fn(&tickscope_core::TargetStatus) -> u64) -> Vec<Sample> {
     let targets = input.snapshot.targets.iter();
     targets.map(|target| (vec![target.name.clone()], value(target) as f64)).collect()
+}
+
+fn by_slo(input: &Input, value: impl Fn(&SloStatus) -> Option<f64>) -> Vec<Sample> {
+    let slos = input.snapshot.slos.iter();
+    slos.filter_map(|slo| Some((vec![slo.objective.name.clone()], value(slo)?))).collect()
 }

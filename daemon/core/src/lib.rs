@@ -12,6 +12,7 @@ mod governor;
 mod histogram;
 mod measurement;
 mod series;
+mod slo;
 mod snapshot;
 mod window;
 
@@ -26,4 +27,5 @@ pub use measurement::{
     TargetReading,
 };
 pub use series::{Now, State};
+pub use slo::{BURN_WINDOWS, Budget, Burn, Events, Indicator, Objective, SloStatus, good_slot};
 pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, WINDOWS, Window};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::histogram::Histogram;
 use crate::measurement::{Accounting, Lost, Measurements, Outlier, ProbeReading};
+use crate::slo::{Objective, Tracker};
 use crate::snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus};
 use crate::window::Sliding;
 
@@ -30,6 +31,7 @@ pub struct State {
     outliers: VecDeque<Outlier>,
     lost: Vec<Lost>,
     costs: VecDeque<CostPart>,
+    slos: Vec<Tracker>,
     last_ns: u64,
     readings: u64,
     gaps: u64,
@@ -38,7 +40,7 @@ pub struct State {
 struct Tracked {
     total: Histogram,
     since_wall_ns: u64,
-    windows: [Sliding; crate::snapshot::WINDOWS.len()],
+    windows: [Sliding<Histogram>; crate::snapshot::WINDOWS.len()],
 }
 
 #[derive(Default)]
@@ -68,6 +70,7 @@ impl State {
             outliers: VecDeque::new(),
             lost: Vec::new(),
             costs: VecDeque::new(),
+            slos: Vec::new(),
             last_ns: 0,
             readings: 0,
             gaps: 0,
@@ -96,6 +99,18 @@ impl State {
             .collect();
     }
 
+    /// What is promised from now on; a promise that stays the same keeps its counts.
+    pub fn promise(&mut self, objectives: Vec<Objective>) {
+        let mut before = std::mem::take(&mut self.slos);
+        self.slos = objectives
+            .into_iter()
+            .map(|objective| match before.iter().position(|slo| *slo.objective() == objective) {
+                Some(index) => before.swap_remove(index),
+                None => Tracker::new(objective),
+            })
+            .collect();
+    }
+
     /// What is known once `reading` has been added.
     ///
     /// A clock that goes backwards counts as one that stands still; a wall clock that jumps changes
@@ -118,6 +133,9 @@ impl State {
             }
         }
         self.count(reading);
+        for slo in &mut self.slos {
+            slo.add(&self.targets, reading, now_ns);
+        }
         Snapshot {
             wall_ns: now.wall_ns,
             readings: self.readings,
@@ -129,6 +147,7 @@ impl State {
             lost: self.lost.clone(),
             cost: reading.cost.clone(),
             overhead_cpu_ratio: self.overhead(),
+            slos: self.slos.iter().map(Tracker::status).collect(),
         }
     }
 

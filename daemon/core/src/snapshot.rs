@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::histogram::{Histogram, Quantile};
 use crate::measurement::{Accounting, Cost, Lost, Outlier, ProbeState};
+use crate::slo::SloStatus;
 
 /// Lengths of the windows, seconds, and their names.
 pub const WINDOWS: [(u64, &str); 4] = [(10, "10s"), (60, "1m"), (300, "5m"), (3600, "1h")];
@@ -35,6 +36,8 @@ pub struct Snapshot {
     /// Share of one CPU that programs and daemon took together over the last minute; `None` before
     /// anything was timed.
     pub overhead_cpu_ratio: Option<f64>,
+    /// Every configured objective, in order.
+    pub slos: Vec<SloStatus>,
 }
 
 impl Snapshot {

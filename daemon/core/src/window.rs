@@ -1,4 +1,5 @@
-//! The last so many seconds of one histogram, kept by adding what comes and taking away what goes.
+//! The last so many seconds of something that adds up, kept by adding what comes and taking away
+//! what goes.
 
 use std::collections::VecDeque;
 
@@ -10,45 +11,62 @@ use crate::snapshot::{WINDOWS, Window};
 /// usual thirty filled cells, 1.7 MiB if all 498 are always filled.
 const PARTS: u64 = 50;
 
-/// One of [`WINDOWS`], sliding.
+/// What a window can hold.
+pub trait Amount: Clone + Default {
+    /// Adds all of `other`.
+    fn add(&mut self, other: &Self);
+
+    /// Takes `other` away, which was added before; `left` is what remains, oldest first.
+    fn take<'a>(&mut self, other: &Self, left: impl Iterator<Item = &'a Self>)
+    where
+        Self: 'a;
+}
+
+impl Amount for Histogram {
+    fn add(&mut self, other: &Self) {
+        self.merge(other);
+    }
+
+    fn take<'a>(&mut self, other: &Self, left: impl Iterator<Item = &'a Self>) {
+        self.subtract(other);
+        self.max_ns = left.map(|part| part.max_ns).max().unwrap_or(0);
+    }
+}
+
+/// The last so many seconds of an amount.
 #[derive(Clone, Debug)]
-pub struct Sliding {
+pub struct Sliding<T> {
     length_ns: u64,
-    parts: VecDeque<Part>,
-    sum: Histogram,
+    parts: VecDeque<Part<T>>,
+    sum: T,
     covered_ns: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Part {
+struct Part<T> {
     begin_ns: u64,
     covered_ns: u64,
-    histogram: Histogram,
+    amount: T,
 }
 
-impl Sliding {
-    /// All windows, empty.
-    pub fn all() -> [Self; WINDOWS.len()] {
-        WINDOWS.map(|(seconds, _)| Self {
-            length_ns: seconds * 1_000_000_000,
-            parts: VecDeque::new(),
-            sum: Histogram::default(),
-            covered_ns: 0,
-        })
+impl<T: Amount> Sliding<T> {
+    /// An empty window of this length.
+    pub fn new(length_ns: u64) -> Self {
+        Self { length_ns, parts: VecDeque::new(), sum: T::default(), covered_ns: 0 }
     }
 
     /// A reading that ends at `now_ns` and covers `elapsed_ns`.
-    pub fn add(&mut self, now_ns: u64, elapsed_ns: u64, histogram: &Histogram) {
+    pub fn add(&mut self, now_ns: u64, elapsed_ns: u64, amount: &T) {
         let begin_ns = now_ns.saturating_sub(elapsed_ns);
-        self.sum.merge(histogram);
+        self.sum.add(amount);
         self.covered_ns += elapsed_ns;
         match self.parts.back_mut() {
             Some(part) if now_ns - part.begin_ns.min(now_ns) <= self.length_ns / PARTS => {
                 part.covered_ns += elapsed_ns;
-                part.histogram.merge(histogram);
+                part.amount.add(amount);
             }
             _ => {
-                self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, histogram: histogram.clone() });
+                self.parts.push_back(Part { begin_ns, covered_ns: elapsed_ns, amount: amount.clone() });
             }
         }
         self.forget(now_ns);
@@ -58,20 +76,32 @@ impl Sliding {
     /// after a gap can be longer than the window, and `covered_ns` says so.
     fn forget(&mut self, now_ns: u64) {
         let oldest = now_ns.saturating_sub(self.length_ns);
-        let mut changed = false;
         while self.parts.len() > 1 && self.parts[0].begin_ns < oldest {
             if let Some(part) = self.parts.pop_front() {
-                self.sum.subtract(&part.histogram);
+                self.sum.take(&part.amount, self.parts.iter().map(|part| &part.amount));
                 self.covered_ns -= part.covered_ns;
-                changed = true;
             }
-        }
-        if changed {
-            self.sum.max_ns = self.parts.iter().map(|part| part.histogram.max_ns).max().unwrap_or(0);
         }
     }
 
     /// What it holds now.
+    pub fn sum(&self) -> &T {
+        &self.sum
+    }
+
+    /// Time that it covers now, ns: less than its length after a start.
+    pub fn covered_ns(&self) -> u64 {
+        self.covered_ns
+    }
+}
+
+impl Sliding<Histogram> {
+    /// All of [`WINDOWS`], empty.
+    pub fn all() -> [Self; WINDOWS.len()] {
+        WINDOWS.map(|(seconds, _)| Self::new(seconds * 1_000_000_000))
+    }
+
+    /// What it holds now, for a snapshot.
     pub fn view(&self) -> Window {
         Window { covered_ns: self.covered_ns, histogram: self.sum.clone() }
     }
@@ -150,7 +180,7 @@ mod tests {
                     window.add(now, millis * 1_000_000, &histogram);
                 }
                 let mut sum = Histogram::default();
-                window.parts.iter().for_each(|part| sum.merge(&part.histogram));
+                window.parts.iter().for_each(|part| sum.merge(&part.amount));
                 prop_assert_eq!(&window.sum, &sum);
                 prop_assert_eq!(window.covered_ns, window.parts.iter().map(|part| part.covered_ns).sum::<u64>());
             }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tickscope_common::catalog::PROBES;
 use tickscope_common::histogram::{SLOT_ABOVE, SLOT_ZERO, otlp_index};
 use tickscope_common::layout::REASONS;
-use tickscope_core::{Histogram, Quantile, WINDOWS, Window};
+use tickscope_core::{BURN_WINDOWS, Histogram, Indicator, Quantile, SloStatus, WINDOWS, Window};
 
 use super::{Input, label};
 
@@ -213,6 +213,88 @@ pub struct Forecasts {
     pub limits: usize,
     /// What is foreseen.
     pub forecasts: Vec<serde_json::Value>,
+}
+
+/// `/api/v1/slos`
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Slos {
+    /// The worst of all: `ok`, `nodata`, `frozen` or `hotfix-only`; `null` without an objective.
+    pub budget: Option<String>,
+    /// Every configured objective.
+    pub slos: Vec<Slo>,
+}
+
+/// One objective.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Slo {
+    /// Configured name.
+    pub name: String,
+    /// Name of the target.
+    pub target: String,
+    /// Name of the probe whose observations are the events; `null`: readings are.
+    pub probe: Option<String>,
+    /// Bound of the histogram up to which they are good.
+    pub good_up_to_seconds: Option<f64>,
+    /// Share of events that shall be good.
+    pub objective: f64,
+    /// Time over which the budget is counted.
+    pub window_seconds: f64,
+    /// Events since start.
+    pub events: u64,
+    /// Those that were not good.
+    pub bad_events: u64,
+    /// How fast the budget burns, over `5m` to `3d`.
+    pub burn: BTreeMap<String, Burn>,
+    /// Share of the window's budget that is left; below 0 when overspent.
+    pub budget_remaining_ratio: Option<f64>,
+    /// Share of a week's budget that the last week burnt.
+    pub week_burnt_ratio: Option<f64>,
+    /// What that allows.
+    pub budget: String,
+}
+
+/// A burn rate.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Burn {
+    /// 1 uses up exactly the budget over the objective's window.
+    pub rate: Option<f64>,
+    /// Time that is covered.
+    pub covered_seconds: f64,
+}
+
+/// The objectives of this input.
+pub fn slos(input: &Input) -> Slos {
+    let of = |slo: &SloStatus| {
+        let objective = &slo.objective;
+        let probe = match objective.indicator {
+            Indicator::Latency { probe, .. } => Some(PROBES[probe].name.to_owned()),
+            Indicator::Available => None,
+        };
+        let burn = |burn: &tickscope_core::Burn| Burn {
+            rate: burn.rate,
+            covered_seconds: burn.covered_ns as f64 / 1e9,
+        };
+        let windows = BURN_WINDOWS.iter().zip(&slo.burn);
+        Slo {
+            name: objective.name.clone(),
+            target: objective.target.clone(),
+            probe,
+            good_up_to_seconds: objective.indicator.good_up_to_seconds(),
+            objective: objective.objective,
+            window_seconds: objective.window_ns as f64 / 1e9,
+            events: slo.events.total,
+            bad_events: slo.events.bad,
+            burn: windows.map(|((_, name), of)| ((*name).to_owned(), burn(of))).collect(),
+            budget_remaining_ratio: slo.budget_remaining_ratio,
+            week_burnt_ratio: slo.week_burnt_ratio,
+            budget: slo.budget.name().into(),
+        }
+    };
+    let slos = &input.snapshot.slos;
+    Slos {
+        budget: slos.iter().map(|slo| slo.budget).max().map(|budget| budget.name().into()),
+        slos: slos.iter().map(of).collect(),
+    }
 }
 
 /// The status of this input.

@@ -58,6 +58,7 @@ fn help_says_what_there_is() {
       forecast     Foresee when a series from standard input crosses a limit
       config       Check and explain configurations
       gate         Judge a canary against its baseline
+      rules        Print recording and alerting rules for the configured objectives
       version      Say which build this is
       completions  Print a completion script for a shell
       man          Print the manual page, or write one for every command
@@ -70,9 +71,19 @@ fn help_says_what_there_is() {
     Exit codes: 0 done, 1 failed, 2 usage, 3 no data, 69 a service is unavailable, 77 missing privilege,
     78 bad configuration.
     ");
-    for command in
-        ["run", "top", "doctor", "probes", "detect", "forecast", "config", "version", "completions", "man"]
-    {
+    for command in [
+        "run",
+        "top",
+        "doctor",
+        "probes",
+        "detect",
+        "forecast",
+        "config",
+        "rules",
+        "version",
+        "completions",
+        "man",
+    ] {
         let (code, out, error) = ran(&[command, "--help"]);
         assert_eq!((code, error.as_str()), (0, ""), "{command}");
         assert!(out.starts_with(|c: char| c.is_uppercase()), "{command}: {out}");

@@ -74,14 +74,23 @@ fn one_reading() -> Snapshot {
 async fn every_page_answers() {
     let server = Server::start(false).await;
     assert_eq!(server.get("/-/healthy").await, (200, "ok\n".into()));
-    for path in ["/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/forecasts"] {
+    for path in
+        ["/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/slos", "/api/v1/forecasts"]
+    {
         let (status, body) = server.get(path).await;
         assert_eq!(status, 200, "{path}");
         serde_json::from_str::<serde_json::Value>(&body).expect(path);
     }
     let (status, body) = server.get("/").await;
     assert_eq!(status, 200);
-    for path in ["/metrics", "/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/forecasts"] {
+    for path in [
+        "/metrics",
+        "/api/v1/status",
+        "/api/v1/snapshot",
+        "/api/v1/outliers",
+        "/api/v1/slos",
+        "/api/v1/forecasts",
+    ] {
         assert!(body.contains(path), "the landing page links {path}");
     }
     assert_eq!(server.get("/nothing").await.0, 404);

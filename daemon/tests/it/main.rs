@@ -8,3 +8,4 @@ mod http;
 mod metrics;
 mod object;
 mod rows;
+mod rules;
