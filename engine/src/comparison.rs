@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::order_entry::EnterOrder;
 
 /// How long a decision waits for its counterpart, in ns.
-const PATIENCE_NS: u64 = 1_000_000_000;
+const PATIENCE_NS: u64 = 5_000_000_000;
 
 /// Decisions that may wait.
 const MAX_WAITING: usize = 64 * 1024;
@@ -38,12 +38,17 @@ pub struct Comparison {
     waiting: HashMap<Cause, (bool, EnterOrder)>,
     /// Oldest first; those that found their counterpart are not in `waiting` any more.
     since: VecDeque<(Cause, u64)>,
+    /// Decisions with older causes do not count any more.
+    from_ns: u64,
     compared: Compared,
 }
 
 impl Comparison {
     /// Takes an order of the primary or the canary, received at `now_ns`.
     pub fn on_order(&mut self, is_primary: bool, order: &EnterOrder, now_ns: u64) {
+        if order.cause_ns < self.from_ns {
+            return;
+        }
         let cause = (order.symbol, order.cause_ns);
         match self.waiting.get(&cause) {
             Some((of_primary, other)) if *of_primary != is_primary => {
@@ -79,8 +84,9 @@ impl Comparison {
         }
     }
 
-    /// Forgets what waits: there will be no counterparts.
-    pub fn forget(&mut self) {
+    /// Begins anew at `now_ns`: what was caused before will not have its counterpart.
+    pub fn forget(&mut self, now_ns: u64) {
+        self.from_ns = now_ns;
         self.waiting.clear();
         self.since.clear();
     }
@@ -132,7 +138,8 @@ mod tests {
         assert_eq!(comparison.compared(), compared);
         assert!(comparison.since.is_empty() && comparison.waiting.is_empty());
         comparison.on_order(true, &order(9, 100), 0);
-        comparison.forget();
+        comparison.forget(10);
+        comparison.on_order(false, &order(9, 100), 11);
         comparison.on_time(u64::MAX);
         assert_eq!(comparison.compared(), compared);
     }

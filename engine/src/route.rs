@@ -83,13 +83,21 @@ struct Route {
     bucket: u16,
     /// Who had the instrument from which timestamp on, oldest first; the last is the present owner.
     owners: VecDeque<(u64, Option<Arm>)>,
-    /// By arm: since which timestamp it gets the flow.
-    since_ns: [Option<u64>; 2],
+    /// By arm: from which timestamp on, and up to which, it got the flow, the last time it did.
+    span_ns: [(u64, u64); 2],
     /// Timestamp of the last message.
     last_ns: u64,
 }
 
+/// Up to which timestamp an arm gets the flow that it still has.
+const ON: u64 = u64::MAX;
+
 impl Route {
+    /// By arm: whether it gets the flow now.
+    fn gets(&self) -> [bool; 2] {
+        self.span_ns.map(|(_, until_ns)| until_ns == ON)
+    }
+
     fn owner(&self) -> Option<Arm> {
         self.owners.back().and_then(|(_, owner)| *owner)
     }
@@ -117,7 +125,7 @@ impl Routes {
         let route = |at: u32| Route {
             bucket: ((2 * at + 1) * u32::from(FULL) / (2 * u32::from(symbols))) as u16,
             owners: VecDeque::from([(0, None)]),
-            since_ns: [None; 2],
+            span_ns: [(0, 0); 2],
             last_ns: 0,
         };
         Self {
@@ -198,7 +206,7 @@ impl Routes {
     pub fn set_up(&mut self, arm: Arm, up: bool) {
         self.up[arm as usize] = up;
         for route in &mut self.instruments {
-            route.since_ns[arm as usize] = None;
+            route.span_ns[arm as usize] = (0, 0);
         }
         self.unsettle();
     }
@@ -220,7 +228,7 @@ impl Routes {
             return ([false; 2], false);
         };
         route.last_ns = route.last_ns.max(timestamp_ns);
-        let gets = route.since_ns.map(|since| since.is_some());
+        let gets = route.gets();
         (gets, route.owner().is_some_and(|owner| gets[owner as usize]))
     }
 
@@ -243,9 +251,9 @@ impl Routes {
 
     /// Whether both arms had the flow of an instrument at a message, so that both decided on it.
     pub fn both_had(&self, symbol: u16, cause_ns: u64) -> bool {
-        self.instruments
-            .get(usize::from(symbol).wrapping_sub(1))
-            .is_some_and(|route| route.since_ns.iter().all(|since| since.is_some_and(|at| at <= cause_ns)))
+        self.instruments.get(usize::from(symbol).wrapping_sub(1)).is_some_and(|route| {
+            route.span_ns.iter().all(|(from_ns, until_ns)| (from_ns..until_ns).contains(&&cause_ns))
+        })
     }
 
     /// Changes the flow of the next instrument that is not where it should be; `None` when all are.
@@ -285,14 +293,14 @@ impl Routes {
             }
             route.owners.push_back((from_ns, owner));
         }
-        let had = route.since_ns.map(|since| since.is_some());
+        let had = route.gets();
         let gains = [gets[0] && !had[0], gets[1] && !had[1]];
         let loses = [had[0] && !gets[0], had[1] && !gets[1]];
         for arm in Arm::BOTH {
             if gains[arm as usize] {
-                route.since_ns[arm as usize] = Some(from_ns);
+                route.span_ns[arm as usize] = (from_ns, ON);
             } else if loses[arm as usize] {
-                route.since_ns[arm as usize] = None;
+                route.span_ns[arm as usize].1 = from_ns;
             }
         }
         (gains != [false; 2] || loses != [false; 2]).then_some(Change { symbol: at as u16 + 1, gains, loses })
@@ -443,6 +451,9 @@ mod tests {
         // With the copy there already, the move itself sends nothing.
         routes.set_weight(FULL, SECOND);
         assert_eq!(routes.next_change(), Some(Change { symbol: 1, gains: [false; 2], loses: [true, false] }));
+        settle(&mut routes);
+        routes.on_message(2, 8);
+        assert!(routes.both_had(2, 7) && !routes.both_had(2, 8), "however late it is asked");
     }
 
     #[test]

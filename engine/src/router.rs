@@ -275,8 +275,9 @@ impl Router {
     fn close(&mut self, arm: Arm) {
         if self.arms[arm as usize].link.take().is_some() {
             self.arms[arm as usize].counters.disconnects += 1;
-            self.splitter.set_up(arm, false, now_ns());
-            self.comparison.forget();
+            let now = now_ns();
+            self.splitter.set_up(arm, false, now);
+            self.comparison.forget(now);
         }
     }
 
@@ -376,11 +377,11 @@ impl Router {
             }
             Command::Shadow { on } => {
                 routes.set_shadow(on);
-                self.comparison.forget();
+                self.comparison.forget(now);
             }
             Command::Promote {} => {
                 routes.promote();
-                self.comparison.forget();
+                self.comparison.forget(now);
             }
         }
         serde_json::to_value(self.report(now)).map_err(|error| error.to_string())

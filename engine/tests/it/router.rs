@@ -396,6 +396,8 @@ impl Venue {
             .map(|arm| {
                 let listen = [router.ready.blue_listen, router.ready.green_listen][arm as usize];
                 let mut engine = paper_engine(&["engine", "--symbols", &symbols, "--mode", "epoll"]);
+                // However slow the machine is, it is the decisions that are compared here.
+                engine.args(["--max-data-age", "1h"]);
                 engine.args(["--exchange", &listen.to_string(), "--build", arm.name()]);
                 engine.args(["--feed", &addresses[arm as usize].to_string()]).args(common);
                 if arm == Arm::Green {
@@ -406,7 +408,7 @@ impl Venue {
                 engine
             })
             .collect();
-        let publisher = paper_engine(&["publish", "--symbols", &symbols, "--rate", "3000"])
+        let publisher = paper_engine(&["publish", "--symbols", &symbols, "--rate", "1500"])
             .args(["--to", &router.ready.feed.to_string(), "--to", &at.feed.to_string()])
             .args(common)
             .spawn()
