@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod dashboards;
 mod demo;
 mod process;
 mod setup;
@@ -51,10 +52,12 @@ enum Command {
     },
     /// Install what building needs; done by the others too
     Setup {
-        /// And what testing needs: Prometheus, libbpf-tools, bpftrace
+        /// And what testing needs: Prometheus, Alertmanager, libbpf-tools, bpftrace
         #[arg(long)]
         tests: bool,
     },
+    /// Write what dashboards/ and docs/fleet.md say of the catalog
+    Dashboards,
     /// Run the repository's own checks
     Tidy,
 }
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Setup { tests } => {
             setup::build_needs().and_then(|()| if tests { setup::test_needs() } else { Ok(()) })
         }
+        Command::Dashboards => dashboards::run(),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -28,6 +28,8 @@ const BUILD: &[(&str, &str)] = &[
 /// What testing and benchmarks need besides.
 const TEST: &[(&str, &str)] = &[
     ("prometheus", "/usr/bin/promtool"),
+    ("prometheus-alertmanager", "/usr/bin/amtool"),
+    ("docker-compose", "/usr/bin/docker-compose"),
     ("libbpf-tools", "/usr/sbin/runqlat"),
     ("bpftrace", "/usr/bin/bpftrace"),
     ("bpftool", "/usr/sbin/bpftool"),

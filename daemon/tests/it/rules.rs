@@ -1,4 +1,5 @@
-//! Rules: what `tickscope rules` prints is what is shipped, and Prometheus' own tools agree with it.
+//! Rules: what `tickscope rules` prints is what is shipped, and the tools of those who read what is
+//! in `dashboards/` agree with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,10 +55,38 @@ fn the_rules_that_are_shipped_are_those_that_are_printed() {
 }
 
 #[test]
-fn promtool_takes_every_rule() {
+fn promtool_takes_the_configuration_and_every_rule() {
+    // Checks the files of rules that it names, too.
+    tool("promtool", &["check", "config"], &[dashboards().join("prometheus/prometheus.yml")]);
     let rules = files("prometheus", ".yml").into_iter();
     let rules = rules.filter(|path| path.file_name().is_some_and(|name| name != "prometheus.yml"));
     tool("promtool", &["check", "rules"], &rules.collect::<Vec<_>>());
+}
+
+#[test]
+fn agents_of_a_fleet_take_their_configurations() {
+    tool("promtool", &["check", "config", "--agent"], &files("fleet", "agent.yml"));
+}
+
+#[test]
+fn alertmanager_takes_its_configuration() {
+    let configuration = dashboards().join("alertmanager/alertmanager.yml");
+    tool("amtool", &["check-config"], std::slice::from_ref(&configuration));
+    let file = format!("--config.file={}", configuration.display());
+    for (labels, receiver) in [
+        (&["severity=page", "alertname=TickscopeDown"][..], "page"),
+        (&["severity=ticket", "alertname=TickscopeLate"], "ticket"),
+        (&["alertname=Other"], "ticket"),
+    ] {
+        let verify = format!("--verify.receivers={receiver}");
+        tool("amtool", &[&["config", "routes", "test", &file, &verify], labels].concat(), &[]);
+    }
+}
+
+#[test]
+fn compose_takes_its_file() {
+    let file = dashboards().join("compose.yml");
+    tool("docker-compose", &["--file", file.to_str().unwrap(), "config", "--quiet"], &[]);
 }
 
 #[test]
