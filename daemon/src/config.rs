@@ -3,6 +3,7 @@
 //! Parsing touches nothing but the text. Every check is part of parsing, so that every error has a
 //! line and a column. `daemon.toml` is the manual and says the defaults; a test holds it to that.
 
+mod gate;
 mod slo;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use tickscope_common::catalog::{self, PROBES};
 use tickscope_common::layout::MAX_TARGETS;
 
+pub use gate::{Gate, GateKpi};
 pub use slo::{Series, Slo, percent};
 
 /// The commented defaults, printed by `config default`.
@@ -71,6 +73,8 @@ pub struct Config {
     /// What is promised; at most 32.
     #[serde(deserialize_with = "slo::slos")]
     pub slo: Vec<Slo>,
+    /// Which targets are compared.
+    pub gate: Vec<Gate>,
 }
 
 /// Where the daemon listens.
@@ -82,6 +86,9 @@ pub struct Listen {
     pub http: SocketAddr,
     /// Whether `POST /-/reload` reloads, as SIGHUP always does.
     pub reload_endpoint: bool,
+    /// Socket for calls that change something; used when there are gates.
+    #[serde(deserialize_with = "control")]
+    pub control: PathBuf,
 }
 
 /// What measuring may cost.
@@ -176,13 +183,18 @@ impl Default for Config {
             }],
             probes: Probes::default(),
             slo: Vec::new(),
+            gate: Vec::new(),
         }
     }
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { http: SocketAddr::from(([127, 0, 0, 1], 9464)), reload_endpoint: false }
+        Self {
+            http: SocketAddr::from(([127, 0, 0, 1], 9464)),
+            reload_endpoint: false,
+            control: PathBuf::from("/run/tickscope/control.sock"),
+        }
     }
 }
 
@@ -254,7 +266,8 @@ impl Config {
 
     /// Whether every name that refers to something else in the configuration is there.
     fn references(&self, text: &str) -> Result<(), String> {
-        let Some((what, place)) = self.slo.iter().find_map(|slo| slo.dangling(self)) else { return Ok(()) };
+        let dangling = self.slo.iter().find_map(|slo| slo.dangling(self));
+        let Some((what, place)) = dangling.or_else(|| gate::check(self).err()) else { return Ok(()) };
         // As the parser writes its own errors.
         let before = &text[..place.start];
         let number = before.matches('\n').count() + 1;
@@ -374,6 +387,11 @@ fn exe<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> 
     custom::<D, _>(absolute(&path, "exe").map(|()| Some(PathBuf::from(path))))
 }
 
+fn control<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    let path = String::deserialize(from)?;
+    custom::<D, _>(absolute(&path, "control").map(|()| PathBuf::from(path)))
+}
+
 fn cgroup<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let path = String::deserialize(from)?;
     custom::<D, _>(absolute(&path, "cgroup").map(|()| Some(path)))
@@ -480,7 +498,7 @@ mod tests {
           |
         1 | intervall = \"1s\"
           | ^^^^^^^^^
-        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`
+        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`, `gate`
         ");
         insta::assert_snapshot!(error("[probes.runqueu]\nenabled = true\n"), @r#"
         TOML parse error at line 1, column 9
@@ -530,7 +548,18 @@ mod tests {
     #[test]
     fn the_schema_names_every_key() {
         let schema = Config::schema().to_string();
-        for key in ["interval", "listen", "budget", "target", "probes", "match", "reload_endpoint", "slo"] {
+        for key in [
+            "interval",
+            "listen",
+            "budget",
+            "target",
+            "probes",
+            "match",
+            "reload_endpoint",
+            "slo",
+            "gate",
+            "kpi",
+        ] {
             assert!(schema.contains(&format!("\"{key}\"")), "{key}");
         }
     }

@@ -1,11 +1,13 @@
 //! Shows snapshots: the same snapshot always gives the same bytes.
 
+pub mod gate;
 pub mod json;
 pub mod prometheus;
 
 use std::sync::Arc;
 
 use tickscope_common::catalog::PROBES;
+use tickscope_core::gate::Status;
 use tickscope_core::{Key, Snapshot};
 
 use crate::run::Reloaded;
@@ -20,6 +22,8 @@ pub struct Input {
     pub facts: Arc<Facts>,
     /// How the latest reload went.
     pub reloaded: Reloaded,
+    /// What the gates say.
+    pub gates: Arc<Vec<Status>>,
 }
 
 impl Input {

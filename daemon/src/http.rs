@@ -2,25 +2,26 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{Request, StatusCode, header};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tickscope_common::catalog::PROBES;
 use tickscope_core::ProbeState;
-use tokio::io::AsyncWriteExt;
+use tickscope_core::gate::{Builds, Verdict};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use crate::exporter::{Input, json, prometheus};
+use crate::exporter::{Input, gate, json, prometheus};
 use crate::measure::View;
 use crate::run::Reloaded;
 
@@ -51,8 +52,8 @@ pub struct Shared {
 
 impl Shared {
     fn input(&self) -> Input {
-        let View { snapshot, facts } = self.views.borrow().clone();
-        Input { snapshot, facts, reloaded: *self.reloaded.borrow() }
+        let View { snapshot, facts, gates } = self.views.borrow().clone();
+        Input { snapshot, facts, reloaded: *self.reloaded.borrow(), gates }
     }
 }
 
@@ -97,7 +98,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut stopped: watch::Re
 }
 
 /// Until it says stop, or nobody is left to say it.
-async fn until(stopped: &mut watch::Receiver<bool>) {
+pub(crate) async fn until(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stop| *stop).await);
 }
 
@@ -108,7 +109,11 @@ async fn refuse(mut stream: TcpStream) {
     debug!(ok = written.is_ok(), "too many connections: one refused");
 }
 
-async fn connection(stream: TcpStream, app: Router, mut stopped: watch::Receiver<bool>) {
+/// One connection, until it ends or `stopped` says so.
+pub(crate) async fn connection<S>(stream: S, app: Router, mut stopped: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let app = app.clone();
         async move {
@@ -159,6 +164,9 @@ fn router(shared: Shared) -> Router {
         )
         .route("/api/v1/slos", get(async |State(app): State<App>| Json(json::slos(&app.shared.input()))))
         .route("/api/v1/forecasts", get(async || Json(json::Forecasts { limits: 0, forecasts: Vec::new() })))
+        .route("/api/v1/gates", get(gates))
+        .route("/api/v1/gates/{name}", get(gate))
+        .route("/api/v1/gates/{name}/flagger", post(flagger))
         .fallback(async || (StatusCode::NOT_FOUND, "no such page; / lists them\n"))
         .layer(axum::middleware::from_fn(limit_body))
         .with_state(app)
@@ -190,6 +198,53 @@ async fn metrics(State(app): State<App>) -> Response {
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn gates(State(app): State<App>) -> Json<gate::Gates> {
+    let now_ns = now_ns();
+    let gates = app.shared.views.borrow().gates.clone();
+    Json(gate::Gates { gates: gates.iter().map(|status| gate::Gate::new(status, now_ns)).collect() })
+}
+
+/// Always 200 with JSON: Argo takes any other success as a pass, and any failure as an error of
+/// measuring. `?canary=…&stable=…` asks about these builds; other parameters are accepted.
+async fn gate(State(app): State<App>, Path(name): Path<String>, query: RawQuery) -> Json<gate::Gate> {
+    Json(asked(&app, &name, &query))
+}
+
+/// For Flagger's webhooks: 200 goes on, 409 does not. `?when=fail` turns it around, for a hook of
+/// type `rollback`.
+async fn flagger(State(app): State<App>, Path(name): Path<String>, query: RawQuery) -> Response {
+    let gate = asked(&app, &name, &query);
+    let wanted = match parameter(&query, "when").as_deref() {
+        None | Some("pass") => Verdict::Pass,
+        Some("fail") => Verdict::Fail,
+        Some(_) => return (StatusCode::BAD_REQUEST, "when is pass or fail\n").into_response(),
+    };
+    let status = if gate.verdict == wanted { StatusCode::OK } else { StatusCode::CONFLICT };
+    (status, Json(gate)).into_response()
+}
+
+fn asked(app: &App, name: &str, query: &RawQuery) -> gate::Gate {
+    let gates = app.shared.views.borrow().gates.clone();
+    let Some(status) = gates.iter().find(|status| status.name == name) else {
+        return gate::Gate::unknown(name);
+    };
+    let builds =
+        Builds { canary: parameter(query, "canary"), stable: parameter(query, "stable"), hotfix: false };
+    gate::Gate::new(&status.clone().pinned(&builds), now_ns())
+}
+
+/// A parameter of the query that is not empty. Hashes of builds need no escapes, and what is
+/// escaped anyway fits no build.
+fn parameter(RawQuery(query): &RawQuery, name: &str) -> Option<String> {
+    let pairs = query.as_deref()?.split('&').filter_map(|pair| pair.split_once('='));
+    let mut values = pairs.filter(|(key, value)| *key == name && !value.is_empty());
+    values.next().map(|(_, value)| value.to_owned())
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 async fn ready(State(app): State<App>) -> Response {

@@ -5,6 +5,7 @@
 
 pub mod btf;
 pub mod config;
+pub mod control;
 pub mod csv;
 pub mod detect;
 pub mod doctor;

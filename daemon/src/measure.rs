@@ -7,7 +7,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 use tickscope_common::catalog::PROBES;
-use tickscope_core::{Decision, Governor, Now, Snapshot, State, What, outlier_above_ns};
+use tickscope_core::gate::{Builds, Status, Watch};
+use tickscope_core::{
+    Budget, Decision, Governor, Measurements, Now, SloStatus, Snapshot, State, What, outlier_above_ns,
+};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
@@ -24,6 +27,22 @@ pub struct View {
     pub snapshot: Arc<Snapshot>,
     /// What does not change while a source runs.
     pub facts: Arc<Facts>,
+    /// What the gates say, which is newer than the snapshot.
+    pub gates: Arc<Vec<Status>>,
+}
+
+/// A change to a gate.
+#[derive(Clone, Debug)]
+pub enum GateChange {
+    /// A new step.
+    Start {
+        /// Which builds it compares.
+        builds: Builds,
+        /// Share of the traffic that the canary should have, instead of the configured.
+        share: Option<f64>,
+    },
+    /// No step.
+    Stop,
 }
 
 /// The running thread.
@@ -45,9 +64,25 @@ pub enum MeasureError {
     Gone,
 }
 
-struct Order {
-    config: Config,
-    done: oneshot::Sender<Result<(), SourceError>>,
+enum Order {
+    Reload { config: Box<Config>, done: oneshot::Sender<Result<(), SourceError>> },
+    Gate { name: String, change: GateChange, done: oneshot::Sender<bool> },
+}
+
+/// Tells the measuring thread to change gates.
+#[derive(Clone)]
+pub struct Gates(Sender<Order>);
+
+impl Gates {
+    /// Changes the gate of this name; whether there is one.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub async fn change(&self, name: String, change: GateChange) -> Result<bool, MeasureError> {
+        let (done, answer) = oneshot::channel();
+        self.0.send(Order::Gate { name, change, done }).map_err(|_| MeasureError::Gone)?;
+        answer.await.map_err(|_| MeasureError::Gone)
+    }
 }
 
 impl Measuring {
@@ -57,7 +92,8 @@ impl Measuring {
     /// When nothing can be measured.
     pub fn start(config: &Config) -> Result<(Self, watch::Receiver<View>), MeasureError> {
         let source = Source::start(config)?;
-        let view = View { snapshot: Arc::default(), facts: Arc::new(source.facts().clone()) };
+        let facts = Arc::new(source.facts().clone());
+        let view = View { snapshot: Arc::default(), facts, gates: Arc::default() };
         let (views, seen) = watch::channel(view);
         let (orders, received) = channel();
         let worker = Worker::new(config.clone(), source, views);
@@ -74,8 +110,13 @@ impl Measuring {
     /// When the new one cannot be measured.
     pub async fn reload(&self, config: Config) -> Result<(), MeasureError> {
         let (done, answer) = oneshot::channel();
-        self.orders.send(Order { config, done }).map_err(|_| MeasureError::Gone)?;
+        self.orders.send(Order::Reload { config: Box::new(config), done }).map_err(|_| MeasureError::Gone)?;
         Ok(answer.await.map_err(|_| MeasureError::Gone)??)
+    }
+
+    /// For those who change gates.
+    pub fn gates(&self) -> Gates {
+        Gates(self.orders.clone())
     }
 
     /// Ends the thread, and waits until its programs have left the kernel.
@@ -89,7 +130,10 @@ struct Worker {
     config: Config,
     source: Source,
     state: State,
+    watch: Watch,
     governor: Governor,
+    /// Read since the last snapshot.
+    pending: Measurements,
     /// Last, so that it closes when all else is gone.
     views: watch::Sender<View>,
 }
@@ -99,26 +143,43 @@ impl Worker {
         let mut state = State::new(&names(&config), config.interval.as_nanos() as u64);
         state.promise(config.objectives());
         let governor = Governor::new(config.budget.cpu);
-        Self { config, source, state, governor, views }
+        let watch = Watch::new(config.gates());
+        Self { config, source, state, watch, governor, pending: Measurements::default(), views }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
-        let mut next = Instant::now() + self.config.interval;
+        let mut next = Instant::now() + self.period();
+        let mut snapshot = Instant::now() + self.config.interval;
         loop {
             let wait = next.saturating_duration_since(Instant::now()).min(DRAIN);
             match orders.recv_timeout(wait) {
-                Ok(order) => {
+                Ok(Order::Reload { config, done }) => {
                     // What was measured so far is not lost.
                     self.read();
-                    drop(order.done.send(self.reload(order.config)));
-                    next = Instant::now() + self.config.interval;
+                    self.snapshot();
+                    drop(done.send(self.reload(*config)));
+                    next = Instant::now() + self.period();
+                    snapshot = Instant::now() + self.config.interval;
+                }
+                Ok(Order::Gate { name, change, done }) => {
+                    let _gone = done.send(self.change(&name, change));
+                    next = next.min(Instant::now() + self.period());
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < next => self.source.drain(),
                 Err(RecvTimeoutError::Timeout) => {
                     self.read();
+                    let period = self.period();
                     // Deadlines do not drift; those that were missed are not made up for.
                     while next <= Instant::now() {
-                        next += self.config.interval;
+                        next += period;
+                    }
+                    if Instant::now() + period / 2 < snapshot {
+                        self.publish_gates();
+                        continue;
+                    }
+                    self.snapshot();
+                    while snapshot <= Instant::now() + period / 2 {
+                        snapshot += self.config.interval;
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -131,23 +192,49 @@ impl Worker {
         self.source = Source::start(&config)?;
         self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
         self.state.promise(config.objectives());
+        self.watch.set(config.gates());
         self.governor = Governor::new(config.budget.cpu);
         self.config = config;
         Ok(())
     }
 
+    /// How often the source is read: as often as snapshots are made, or more often for a gate.
+    fn period(&self) -> Duration {
+        let running = self.watch.running();
+        let blocks = self.config.gate.iter().filter(|_| running).map(|gate| gate.block);
+        blocks.fold(self.config.interval, Duration::min)
+    }
+
     fn read(&mut self) {
         let reading = self.source.read();
-        let monotonic = clock_gettime(ClockId::Monotonic);
-        let now = Now {
-            monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
-            wall_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+        self.watch.step(&reading, now());
+        self.pending.merge(reading);
+    }
+
+    fn change(&mut self, name: &str, change: GateChange) -> bool {
+        let found = match change {
+            GateChange::Start { builds, share } => self.watch.start(name, builds, share, now()),
+            GateChange::Stop => self.watch.stop(name, now()),
         };
+        self.publish_gates();
+        found
+    }
+
+    fn publish_gates(&self) {
+        let gates = Arc::new(self.watch.statuses());
+        self.views.send_modify(|view| view.gates = gates);
+    }
+
+    fn snapshot(&mut self) {
+        let reading = std::mem::take(&mut self.pending);
+        let now = now();
         let snapshot = self.state.step(&reading, now);
         self.govern(&snapshot, now.monotonic_ns);
         self.set_thresholds(&snapshot);
+        self.watch.freeze(burnt(&snapshot));
         let facts = Arc::new(self.source.facts().clone());
-        self.views.send_replace(View { snapshot: Arc::new(snapshot), facts });
+        let gates = Arc::new(self.watch.statuses());
+        self.views.send_replace(View { snapshot: Arc::new(snapshot), facts, gates });
     }
 
     fn govern(&mut self, snapshot: &Snapshot, now_ns: u64) {
@@ -185,6 +272,21 @@ impl Worker {
                 self.source.set_outlier_above(probe, above);
             }
         }
+    }
+}
+
+/// The first objective whose error budget forbids promotions.
+fn burnt(snapshot: &Snapshot) -> Option<String> {
+    let burnt = |slo: &&SloStatus| matches!(slo.budget, Budget::Frozen | Budget::HotfixOnly);
+    let slo = snapshot.slos.iter().find(burnt)?;
+    Some(format!("the error budget of {:?} is {}", slo.objective.name, slo.budget.name()))
+}
+
+fn now() -> Now {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    Now {
+        monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
+        wall_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tickscope_common::catalog::PROBES;
 use tickscope_common::layout::REASONS;
+use tickscope_core::gate::{Status, Verdict};
 use tickscope_core::{BURN_WINDOWS, Budget, ProbeState, ProbeStatus, SloStatus};
 
 use crate::exporter::Input;
@@ -144,6 +145,72 @@ pub const OWN: &[Own] = &[
         labels: &[],
         samples: |input| {
             input.snapshot.overhead_cpu_ratio.map(|ratio| (Vec::new(), ratio)).into_iter().collect()
+        },
+    },
+    Own {
+        name: "tickscope_gate_verdict",
+        help: "1 pass, -1 fail, 0 inconclusive; no sample without data.",
+        kind: Gauge,
+        labels: &["gate"],
+        samples: |input| {
+            let value = |verdict| match verdict {
+                Verdict::Pass => Some(1.0),
+                Verdict::Fail => Some(-1.0),
+                Verdict::Inconclusive => Some(0.0),
+                Verdict::NoData => None,
+            };
+            let of = |status: &Status| Some((vec![status.name.clone()], value(status.report.verdict)?));
+            input.gates.iter().filter_map(of).collect()
+        },
+    },
+    Own {
+        name: "tickscope_gate_state",
+        help: "1 for the verdict that a gate has, 0 for the others.",
+        kind: Gauge,
+        labels: &["gate", "verdict"],
+        samples: |input| {
+            let of = |status: &Status| {
+                let (name, is) = (status.name.clone(), status.report.verdict);
+                Verdict::ALL.map(|verdict| {
+                    (vec![name.clone(), verdict.name().to_owned()], f64::from(u8::from(verdict == is)))
+                })
+            };
+            input.gates.iter().flat_map(of).collect()
+        },
+    },
+    Own {
+        name: "tickscope_gate_evidence_log",
+        help: "Natural logarithm of the evidence of harm; the gate fails when it exceeds -ln(alpha).",
+        kind: Gauge,
+        labels: &["gate", "kpi"],
+        samples: |input| {
+            let of = |status: &Status| {
+                let mut rows = status.report.kpis.clone();
+                rows.dedup_by(|row, before| row.kpi == before.kpi);
+                let name = status.name.clone();
+                rows.into_iter().map(move |row| (vec![name.clone(), row.kpi], row.evidence))
+            };
+            input.gates.iter().flat_map(of).collect()
+        },
+    },
+    Own {
+        name: "tickscope_gate_ratio",
+        help: "Canary by baseline over the step, and the 95 % interval of that.",
+        kind: Gauge,
+        labels: &["gate", "kpi", "quantile", "bound"],
+        samples: |input| {
+            let of = |status: &Status| {
+                let name = status.name.clone();
+                status.report.kpis.clone().into_iter().flat_map(move |row| {
+                    let quantile = row.quantile.map_or_else(String::new, |q| q.to_string());
+                    let labels = [name.clone(), row.kpi, quantile];
+                    let bounds = [("low", row.ratio_low), ("mid", row.ratio), ("high", row.ratio_high)];
+                    bounds.into_iter().filter_map(move |(bound, ratio)| {
+                        Some(([&labels[..], &[bound.to_owned()]].concat(), ratio?))
+                    })
+                })
+            };
+            input.gates.iter().flat_map(of).collect()
         },
     },
     Own {

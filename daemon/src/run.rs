@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError};
 use crate::exit::Exit;
-use crate::http;
 use crate::measure::{MeasureError, Measuring};
+use crate::{control, http};
 
 /// What is still under way at a stop is given this long.
 const GRACE: Duration = Duration::from_secs(5);
@@ -69,6 +69,14 @@ pub enum RunError {
         /// What went wrong.
         source: std::io::Error,
     },
+    /// The control socket cannot be used.
+    #[error("cannot listen on the control socket {path}: choose another with listen.control")]
+    Control {
+        /// The socket.
+        path: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
     /// The operating system refuses something basic.
     #[error("cannot start")]
     Start(#[source] std::io::Error),
@@ -82,9 +90,10 @@ impl RunError {
             Self::Measure(MeasureError::Source(error)) => error.exit(),
             Self::Measure(MeasureError::Gone) => Exit::Failed,
             Self::LogLevel(_) => Exit::Usage,
-            Self::Measure(MeasureError::Thread(_)) | Self::Listen { .. } | Self::Start(_) => {
-                Exit::Unavailable
-            }
+            Self::Measure(MeasureError::Thread(_))
+            | Self::Listen { .. }
+            | Self::Control { .. }
+            | Self::Start(_) => Exit::Unavailable,
         }
     }
 }
@@ -147,6 +156,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     let address = config.listen.http;
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let address = listener.local_addr().map_err(RunError::Start)?;
+    let control = control_socket(&config)?;
     let (measuring, mut views) = Measuring::start(&config)?;
     report_start(&views, address);
 
@@ -155,7 +165,9 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     let (tell_reloaded, reloaded) = watch::channel(Reloaded::now(true));
     let state =
         http::Shared { views: views.clone(), reloaded, reload: config.listen.reload_endpoint.then_some(ask) };
-    let server = tokio::spawn(http::serve(listener, state, stopped));
+    let server = tokio::spawn(http::serve(listener, state, stopped.clone()));
+    let control = control
+        .map(|(listener, path)| tokio::spawn(control::serve(listener, path, measuring.gates(), stopped)));
     let mut signals = Signals::new().map_err(RunError::Start)?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     let result = loop {
@@ -184,10 +196,26 @@ async fn serve(flags: &Flags, config: Config) -> Result<(), RunError> {
     if tokio::time::timeout(GRACE, server).await.is_err() {
         warn!("connections did not end in time");
     }
+    if let Some(mut control) = control
+        && tokio::time::timeout(GRACE, &mut control).await.is_err()
+    {
+        warn!("the control socket did not end in time");
+        control.abort();
+    }
     if tokio::time::timeout(GRACE, measuring.stop(views)).await.is_err() {
         warn!("the measuring thread did not end in time: its programs leave with this process");
     }
     Ok(result?)
+}
+
+/// The control socket, when there is something to control.
+fn control_socket(config: &Config) -> Result<Option<(UnixListener, PathBuf)>, RunError> {
+    if config.gate.is_empty() {
+        return Ok(None);
+    }
+    let path = config.listen.control.clone();
+    let failed = |source| RunError::Control { path: path.display().to_string(), source };
+    Ok(Some((control::listen(&path).map_err(failed)?, path.clone())))
 }
 
 fn report_start(views: &watch::Receiver<crate::measure::View>, address: SocketAddr) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tickscope::http::{self, ReloadRequest, Shared};
 use tickscope::measure::View;
 use tickscope::run::Reloaded;
-use tickscope_core::{Now, Snapshot, State};
+use tickscope_core::{Now, Snapshot, State, gate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -25,7 +25,8 @@ impl Server {
     async fn start(reload: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (views, seen) = watch::channel(View { snapshot: Arc::default(), facts: Arc::default() });
+        let (views, seen) =
+            watch::channel(View { snapshot: Arc::default(), facts: Arc::default(), gates: Arc::default() });
         let (stop, stopped) = watch::channel(false);
         let (ask, asked) = mpsc::channel(1);
         let (tell_reloaded, reloaded) = watch::channel(Reloaded { successful: true, at_seconds: 1.0 });
@@ -74,9 +75,14 @@ fn one_reading() -> Snapshot {
 async fn every_page_answers() {
     let server = Server::start(false).await;
     assert_eq!(server.get("/-/healthy").await, (200, "ok\n".into()));
-    for path in
-        ["/api/v1/status", "/api/v1/snapshot", "/api/v1/outliers", "/api/v1/slos", "/api/v1/forecasts"]
-    {
+    for path in [
+        "/api/v1/status",
+        "/api/v1/snapshot",
+        "/api/v1/outliers",
+        "/api/v1/slos",
+        "/api/v1/forecasts",
+        "/api/v1/gates",
+    ] {
         let (status, body) = server.get(path).await;
         assert_eq!(status, 200, "{path}");
         serde_json::from_str::<serde_json::Value>(&body).expect(path);
@@ -178,4 +184,99 @@ async fn stopping_does_not_wait_for_idle_connections() {
     assert_eq!(server.get("/-/healthy").await.0, 200);
     server.stop.send_replace(true);
     tokio::time::timeout(Duration::from_secs(2), server.serving).await.expect("it ends").unwrap();
+}
+
+/// Blocks of a canary that is as it should be, then of one that is not.
+fn statuses(slow: u64) -> Vec<gate::Status> {
+    let watched = gate::Watched {
+        name: "runqueue".into(),
+        probe: 0,
+        label: None,
+        quantiles: vec![(0, None), (1, None)],
+    };
+    let mut watch = gate::Watch::new(vec![gate::Spec {
+        name: "engine".into(),
+        baseline: 0,
+        canary: 1,
+        kpis: vec![watched],
+        policy: gate::Policy::default(),
+        seconds: 0.2,
+    }]);
+    let wall_ns = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let builds = gate::Builds { canary: Some("b2".into()), stable: Some("b1".into()), hotfix: false };
+    watch.start("engine", builds, None, Now { monotonic_ns: 0, wall_ns: wall_ns() });
+    for block in 0..500u64 {
+        let row = |target, slow: u64| {
+            let mut histogram = tickscope_core::Histogram::default();
+            (0..200u64).for_each(|i| histogram.observe(slow * (10_000 + 50 * (i * 37 % 200))));
+            tickscope_core::RowReading { probe: 0, target, label: 0, histogram }
+        };
+        let mut reading = tickscope_core::Measurements { elapsed_ns: 200_000_000, ..Default::default() };
+        reading.rows = vec![row(0, 1)];
+        if block > 150 {
+            reading.rows.push(row(1, slow));
+        }
+        reading.probes = vec![tickscope_core::ProbeReading {
+            state: tickscope_core::ProbeState::Healthy,
+            reason: String::new(),
+            accounting: tickscope_core::Accounting::default(),
+            runs: 0,
+            timed: 0,
+            timed_ns: 0,
+        }];
+        watch.step(&reading, Now { monotonic_ns: block * 200_000_000, wall_ns: wall_ns() });
+    }
+    watch.statuses()
+}
+
+#[tokio::test]
+async fn every_verdict_is_200_with_json() {
+    let server = Server::start(false).await;
+    let json = async |path: &str| {
+        let (status, body) = server.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str::<serde_json::Value>(&body).expect(path)
+    };
+    for path in ["/api/v1/gates/engine", "/api/v1/gates/engine?canary=b2&x=%zz&=&&"] {
+        let gate = json(path).await;
+        assert_eq!((&gate["verdict"], &gate["action"]), (&"nodata".into(), &"hold".into()), "{gate}");
+    }
+    for (slow, verdict, action, flagger, turned) in
+        [(1, "pass", "promote", 200, 409), (2, "fail", "rollback", 409, 200)]
+    {
+        server.views.send_modify(|view| view.gates = Arc::new(statuses(slow)));
+        let gate = json("/api/v1/gates/engine?canary=b2&stable=b1&interval=15s").await;
+        assert_eq!(
+            (&gate["gate"], &gate["verdict"], &gate["action"]),
+            (&"engine".into(), &verdict.into(), &action.into())
+        );
+        assert!(
+            gate["since"].as_f64().unwrap() > 1e9 && gate["age_seconds"].as_f64().unwrap() < 5.0,
+            "{gate}"
+        );
+        let row = &gate["kpis"][1];
+        assert_eq!((&row["kpi"], &row["quantile"]), (&"runqueue".into(), &0.99.into()));
+        for key in ["baseline", "canary", "ratio", "ratio_low", "margin", "evidence", "alpha"] {
+            assert!(row[key].is_f64(), "{key} of {row}");
+        }
+        assert!(row["baseline_count"].as_u64() > Some(1000) && row["canary_count"].as_u64() > Some(1000));
+        assert_eq!(json("/api/v1/gates/engine?canary=b3").await["verdict"], "nodata");
+        assert_eq!(json("/api/v1/gates").await["gates"][0]["verdict"], verdict);
+        assert_eq!(server.ask("POST /api/v1/gates/engine/flagger HTTP/1.1").await.0, flagger);
+        assert_eq!(server.ask("POST /api/v1/gates/engine/flagger?when=fail HTTP/1.1").await.0, turned);
+        assert_eq!(server.ask("POST /api/v1/gates/other/flagger HTTP/1.1").await.0, 409);
+        let (_, metrics) = server.get("/metrics").await;
+        let value = if verdict == "pass" { "1" } else { "-1" };
+        assert!(
+            metrics.contains(&format!("tickscope_gate_verdict{{gate=\"engine\"}} {value}\n")),
+            "{metrics}"
+        );
+        for state in gate::Verdict::ALL.map(gate::Verdict::name) {
+            let is = u8::from(state == verdict);
+            let line = format!("tickscope_gate_state{{gate=\"engine\",verdict=\"{state}\"}} {is}\n");
+            assert!(metrics.contains(&line), "{line}");
+        }
+    }
+    server.views.send_modify(|view| view.gates = Arc::new(gate::Watch::new(Vec::new()).statuses()));
+    assert!(!server.get("/metrics").await.1.contains("tickscope_gate_verdict{"), "no data, no sample");
 }

@@ -44,6 +44,8 @@ pub struct Builds {
     pub canary: Option<String>,
     /// The reference.
     pub stable: Option<String>,
+    /// Whether the canary mends what burns the error budget: it may then be promoted without one.
+    pub hotfix: bool,
 }
 
 /// What a gate says now.
@@ -67,6 +69,7 @@ pub struct Status {
 #[derive(Default)]
 pub struct Watch {
     gates: Vec<Watching>,
+    frozen: Option<String>,
 }
 
 struct Watching {
@@ -130,6 +133,11 @@ impl Watch {
         })
     }
 
+    /// Why nothing but a hotfix is promoted, as long as there is a reason: an error budget is burnt.
+    pub fn freeze(&mut self, reason: Option<String>) {
+        self.frozen = reason;
+    }
+
     /// One reading, at least every block.
     pub fn step(&mut self, reading: &Measurements, now: Now) {
         for watching in self.gates.iter_mut().filter(|watching| watching.running) {
@@ -139,7 +147,7 @@ impl Watch {
 
     /// What all of them say, in the order of the configuration.
     pub fn statuses(&self) -> Vec<Status> {
-        self.gates.iter().map(Watching::status).collect()
+        self.gates.iter().map(|watching| watching.status(self.frozen.as_deref())).collect()
     }
 
     fn by_name(&mut self, name: &str, change: impl FnOnce(&mut Watching)) -> bool {
@@ -173,14 +181,23 @@ impl Watching {
         Gate::new(spec.policy.clone(), spec.kpis.iter().map(kpi).collect())
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, frozen: Option<&str>) -> Status {
+        let mut report = self.report.clone();
+        if let Some(reason) = frozen
+            && report.verdict == Verdict::Pass
+            && !self.builds.hotfix
+        {
+            report.verdict = Verdict::Inconclusive;
+            report.action = report.verdict.action();
+            report.reason = format!("it would pass, but {reason}: only a hotfix is promoted");
+        }
         Status {
             name: self.spec.name.clone(),
             running: self.running,
             builds: self.builds.clone(),
             since_wall_ns: self.since_wall_ns,
             read_wall_ns: self.read_wall_ns,
-            report: self.report.clone(),
+            report,
         }
     }
 
@@ -423,13 +440,17 @@ mod tests {
     fn a_pinned_question_is_about_these_builds_only() {
         let mut world = World::new();
         world.run(30, None, 0);
-        let builds = Builds { canary: Some("b2".into()), stable: Some("b1".into()) };
+        let builds = Builds { canary: Some("b2".into()), stable: Some("b1".into()), hotfix: false };
         let now = world.now();
         assert!(world.watch.start("engine", builds.clone(), None, now));
         assert!(!world.watch.start("other", builds.clone(), None, now));
         let status = world.run(80, Some(1), 0);
         let asked = |canary: Option<&str>, stable: Option<&str>| {
-            let builds = Builds { canary: canary.map(str::to_owned), stable: stable.map(str::to_owned) };
+            let builds = Builds {
+                canary: canary.map(str::to_owned),
+                stable: stable.map(str::to_owned),
+                hotfix: false,
+            };
             status.clone().pinned(&builds).report.verdict
         };
         assert_eq!(asked(None, None), Verdict::Pass);
@@ -438,8 +459,27 @@ mod tests {
         assert_eq!(asked(Some("b2"), Some("b0")), Verdict::NoData);
         // The next step begins with nothing.
         let now = world.now();
-        assert!(world.watch.start("engine", Builds { canary: Some("b3".into()), stable: None }, None, now));
+        assert!(world.watch.start(
+            "engine",
+            Builds { canary: Some("b3".into()), ..Builds::default() },
+            None,
+            now
+        ));
         assert_eq!(verdict(&world.run(1, Some(1), 0)), Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn a_burnt_budget_holds_all_but_a_hotfix() {
+        let mut world = World::new();
+        world.run(30, None, 0);
+        assert_eq!(verdict(&world.run(80, Some(1), 1)), Verdict::Pass);
+        world.watch.freeze(Some("the budget of \"fast\" is burnt".into()));
+        let status = world.run(1, Some(1), 0);
+        assert_eq!(verdict(&status), Verdict::Inconclusive);
+        assert!(status.report.reason.contains("\"fast\""), "{}", status.report.reason);
+        let now = world.now();
+        world.watch.start("engine", Builds { hotfix: true, ..Builds::default() }, None, now);
+        assert_eq!(verdict(&world.run(80, Some(1), 0)), Verdict::Pass);
     }
 
     #[test]
