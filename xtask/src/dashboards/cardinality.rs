@@ -64,7 +64,7 @@ fn own(reference: &str, targets: usize, slos: usize) -> Result<usize> {
                 "reason" if labels.contains(&"source") => 1,
                 "reason" => REASONS.len(),
                 // None is configured here.
-                "gate" | "series" => 0,
+                "gate" | "kpi" | "quantile" | "series" => 0,
                 // Three ways to lose in the ring and one in programs; four verdicts.
                 "source" | "verdict" => 4,
                 "bound" => 3,
