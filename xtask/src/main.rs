@@ -8,6 +8,7 @@ mod process;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,7 +33,7 @@ enum Command {
     },
     /// Run every check that CI runs
     Test {
-        /// Leave out what takes long: end-to-end tests
+        /// Leave out what takes long: end-to-end tests and the kernel matrix
         #[arg(long)]
         quick: bool,
     },
@@ -50,9 +51,25 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Test every probe on Debian's kernels, each in a virtual machine
+    Vm {
+        /// Only this one
+        #[arg(long, value_name = "NAME")]
+        kernel: Option<String>,
+        /// Tell which there are
+        #[arg(long, conflicts_with = "kernel")]
+        list: bool,
+        /// Write the verified instructions of every program into tests/kernels.toml
+        #[arg(long, conflicts_with_all = ["kernel", "list"])]
+        record: bool,
+    },
     /// Install what building needs; done by the others too
     Setup {
+<<<<<<< HEAD
         /// And what testing needs: Prometheus, Alertmanager, libbpf-tools, bpftrace
+=======
+        /// And what testing needs: Prometheus, libbpf-tools, bpftrace, QEMU
+>>>>>>> 16b557a (xtask: the kernel matrix: every probe on Debian 6.1, 6.12 and 6.12-rt, in virtual machines)
         #[arg(long)]
         tests: bool,
     },
@@ -77,6 +94,8 @@ fn main() -> ExitCode {
         Command::Test { quick } => test::run(quick),
         Command::Build { release } => setup::build_needs().and_then(|()| build::run(release)),
         Command::Bench { name, arguments } => bench::run(&name, &arguments),
+        Command::Vm { list: true, .. } => vm::list(),
+        Command::Vm { kernel, record, .. } => test::vm(kernel.as_deref(), record),
         Command::Setup { tests } => {
             setup::build_needs().and_then(|()| if tests { setup::test_needs() } else { Ok(()) })
         }

@@ -36,6 +36,16 @@ const TEST: &[(&str, &str)] = &[
     ("curl", "/usr/bin/curl"),
 ];
 
+/// What the kernel matrix needs besides.
+const VM: &[(&str, &str)] = &[
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+];
+/// The virtual machine.
+pub const QEMU: &str = "qemu-system-x86_64";
+/// What programs inside it are built for.
+pub const VM_TARGET: &str = "x86_64-unknown-linux-musl";
+
 /// Something is missing and cannot be installed here.
 #[derive(Debug)]
 pub struct Missing {
@@ -104,6 +114,23 @@ pub fn test_needs() -> Result<()> {
         }
         result => result,
     }
+}
+
+/// Makes sure of what the kernel matrix needs: QEMU, Debian's keys, and Rust's library for
+/// [`VM_TARGET`].
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub fn vm_needs() -> Result<()> {
+    if output(QEMU, &["--version"]).is_none() || !Path::new(VM[1].1).exists() {
+        packages(VM)?;
+    }
+    if output("rustup", &["--version"]).is_none() {
+        let what = format!("missing: Rust's library for {VM_TARGET}, and there is no rustup to install it");
+        return Err(Missing { what, exit: 69 }.into());
+    }
+    // In the repository it is the pinned toolchain's; does nothing when it is there.
+    run(Command::new("rustup").current_dir(root()).args(["--quiet", "target", "add", VM_TARGET]))
 }
 
 fn linker_version(path: &Path) -> Option<String> {

@@ -7,14 +7,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{self, cargo, in_ci, is_root};
-use crate::{setup, tidy};
+use crate::{setup, tidy, vm};
 
-/// Tests of one or more test binaries.
+/// How many tests came to which end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub struct Count {
+    /// Good.
+    pub passed: u64,
+    /// Not good.
+    pub failed: u64,
+    /// Could not run here.
+    pub skipped: u64,
 }
 
 impl Count {
@@ -37,9 +40,22 @@ impl Count {
 /// # Errors
 /// The first stage that fails.
 pub fn run(quick: bool) -> Result<()> {
+    told(|count| stages(quick, count))
+}
+
+/// Runs the kernel matrix alone, or one kernel of it.
+///
+/// # Errors
+/// When a kernel fails.
+pub fn vm(kernel: Option<&str>, record: bool) -> Result<()> {
+    told(|count| setup::build_needs().and_then(|()| vm::run(kernel, record, count)))
+}
+
+/// Counts tests, and tells at the end how many there were.
+fn told(run: impl FnOnce(&mut Count) -> Result<()>) -> Result<()> {
     let began = Instant::now();
     let mut count = Count::default();
-    let result = stages(quick, &mut count);
+    let result = run(&mut count);
     let Count { passed, failed, skipped } = count;
     eprintln!("x: {} s in all", began.elapsed().as_secs());
     println!("{passed} passed, {failed} failed, {skipped} skipped");
@@ -65,21 +81,28 @@ fn stages(quick: bool, count: &mut Count) -> Result<()> {
         ];
         counted(&mut cargo(&arguments), count)
     })?;
-    if !is_root() {
-        if in_ci() {
-            bail!("privileged tests must run in CI, and this is not root");
-        }
+    if is_root() {
+        privileged(quick, count)?;
+    } else if in_ci() {
+        bail!("privileged tests must run in CI, and this is not root");
+    } else {
         eprintln!("x: SKIPPED: privileged and end-to-end tests need root");
         count.skipped += 1;
+    }
+    if quick {
+        eprintln!("x: left out by --quick: end-to-end tests, kernel matrix");
         return Ok(());
     }
+    stage("kernel matrix", || vm::run(None, false, count))
+}
+
+fn privileged(quick: bool, count: &mut Count) -> Result<()> {
     stage("privileged tests", || {
         let mut command = cargo(&["test", "--locked", "--quiet", "--package=tickscope-tests", "--test=it"]);
         command.args(["--", "--test-threads=1"]);
         counted(&mut command, count)
     })?;
     if quick {
-        eprintln!("x: left out by --quick: end-to-end tests");
         return Ok(());
     }
     stage("end-to-end tests", || {

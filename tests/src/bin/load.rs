@@ -4,6 +4,7 @@
 //! once and prints one line of JSON with what its own clock says. Between lines every thread of it
 //! is blocked, so whoever drives it can take counters at rest.
 
+use std::fs;
 use std::hint::black_box;
 use std::io::{BufRead, Read, Write, stdin, stdout};
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, disable_transparent_huge_pages, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
 use serde_json::json;
 
 /// Does work with known answers, once for every line on standard input.
@@ -40,9 +43,9 @@ enum Work {
     Yield { count: u32 },
     /// Calls getppid COUNT times.
     Getppid { count: u32 },
-    /// Two threads compute on one CPU for MILLIS.
+    /// Two threads compute on one CPU for MILLIS of its time each.
     Compete { cpu: usize, millis: u64 },
-    /// One thread computes on one CPU for MILLIS.
+    /// One thread computes on one CPU for MILLIS of its time.
     Spin { cpu: usize, millis: u64 },
     /// Touches PAGES new pages.
     Touch { pages: usize },
@@ -85,14 +88,17 @@ fn once(work: &Work) -> Result<serde_json::Value> {
         }
         Work::Compete { cpu, millis } => {
             let other = thread::spawn(move || spin(cpu, millis));
-            spin(cpu, millis)?;
-            other.join().expect("it does not panic")?;
-            Ok(json!({}))
+            let mine = spin(cpu, millis)?;
+            let others = other.join().expect("it does not panic")?;
+            Ok(json!(mine.and(&others)))
         }
         Work::Spin { cpu, millis } => {
-            thread::spawn(move || spin(cpu, millis)).join().expect("it does not panic").map(|()| json!({}))
+            let alone = thread::spawn(move || spin(cpu, millis)).join().expect("it does not panic")?;
+            Ok(json!(alone))
         }
         Work::Touch { pages } => {
+            // A huge page would be one fault for many pages.
+            disable_transparent_huge_pages(true)?;
             let page = rustix::param::page_size();
             let mut memory = vec![0u8; pages * page];
             for byte in memory.iter_mut().step_by(page) {
@@ -156,13 +162,47 @@ fn sleep(count: u32, micros: u64, cpu: Option<usize>, compete: bool) -> Result<s
     answer
 }
 
-fn spin(cpu: usize, millis: u64) -> Result<()> {
-    stay_on(cpu)?;
-    let end = Instant::now() + Duration::from_millis(millis);
-    while Instant::now() < end {
-        black_box((0..1000u64).fold(0, |sum, i| sum ^ i));
+/// What kept threads that computed from the CPU.
+#[derive(Serialize)]
+struct Kept {
+    /// How often they lost it, as the kernel counts.
+    involuntary: u64,
+    /// Their time without it.
+    off_cpu_ns: u64,
+}
+
+impl Kept {
+    fn and(&self, other: &Self) -> Self {
+        Self {
+            involuntary: self.involuntary + other.involuntary,
+            off_cpu_ns: self.off_cpu_ns + other.off_cpu_ns,
+        }
     }
-    Ok(())
+}
+
+/// Computes until it has had `millis` of the CPU's time, however long that takes.
+fn spin(cpu: usize, millis: u64) -> Result<Kept> {
+    stay_on(cpu)?;
+    let (before, began, first) = (involuntary_switches()?, Instant::now(), thread_cpu_time());
+    let wanted = Duration::from_millis(millis);
+    let mut used = Duration::ZERO;
+    while used < wanted {
+        black_box((0..10_000u64).fold(0, |sum, i| sum ^ i));
+        used = thread_cpu_time().saturating_sub(first);
+    }
+    let off_cpu = began.elapsed().saturating_sub(used);
+    Ok(Kept { involuntary: involuntary_switches()? - before, off_cpu_ns: off_cpu.as_nanos() as u64 })
+}
+
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn involuntary_switches() -> Result<u64> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    Ok(line.context("the kernel counts switches")?.trim().parse()?)
 }
 
 fn threads(count: u32) -> serde_json::Value {

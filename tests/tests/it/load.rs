@@ -1,5 +1,6 @@
 //! Drives `tickscope-load`, and reads what the kernel itself says of it.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -30,10 +31,15 @@ pub struct Kernel {
     pub major: u64,
 }
 
+/// The program: cargo says where it is; in a virtual machine it lies elsewhere.
+pub fn program() -> String {
+    env::var("TICKSCOPE_LOAD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tickscope-load").into())
+}
+
 impl Load {
     /// Starts it and waits until it is at rest.
     pub fn start(work: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tickscope-load"))
+        let mut child = Command::new(program())
             .args(work.split(' '))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -50,6 +56,11 @@ impl Load {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The rule of a target that is this process.
+    pub fn rule(&self) -> String {
+        format!("pid = {}", self.pid())
     }
 
     /// Does the work once; what its own clock says.
@@ -112,4 +123,11 @@ impl Drop for Load {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Interrupts of the local timer on one CPU since the kernel started.
+pub fn local_timer_interrupts(cpu: usize) -> u64 {
+    let table = fs::read_to_string("/proc/interrupts").expect("it is there");
+    let line = table.lines().find(|line| line.trim_start().starts_with("LOC:")).expect("x86");
+    line.split_whitespace().nth(1 + cpu).expect("a column per CPU").parse().expect("a number")
 }

@@ -5,5 +5,6 @@
 
 mod harness;
 mod load;
+mod matrix;
 mod peer;
 mod truth;
