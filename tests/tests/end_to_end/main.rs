@@ -2,9 +2,12 @@
 //!
 //! They need root, and `./x test` builds the binaries first.
 
+mod alerting;
 mod daemon;
+mod dashboards;
 mod engine;
 mod lifecycle;
+mod load;
 mod prometheus;
 
 /// Whether a privileged test can run here; says so when not, and fails where it must.

@@ -10,21 +10,26 @@ use tempfile::TempDir;
 use crate::daemon::{Daemon, free_port, get, program, target, wait_for};
 use crate::privileged;
 
-/// Debian's Prometheus, scraping one daemon every second; killed when dropped.
-struct Prometheus {
+/// Debian's Prometheus; killed when dropped.
+pub struct Prometheus {
     child: Child,
     port: u16,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl Prometheus {
-    fn scrape(daemon: &Daemon) -> Self {
-        let data = TempDir::new().expect("a temporary directory");
+    /// Scrapes one daemon every second.
+    pub fn scrape(daemon: &Daemon) -> Self {
+        Self::start(TempDir::new().expect("a temporary directory"), daemon, "")
+    }
+
+    /// The same, with more of a configuration, whose files are in `data`.
+    pub fn start(data: TempDir, daemon: &Daemon, more: &str) -> Self {
         let address = daemon.url("");
         let address = address.trim_start_matches("http://");
         let config = data.path().join("prometheus.yml");
         let text = format!(
-            "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: tickscope\n  static_configs: [{{ targets: ['{address}'] }}]\n"
+            "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nscrape_configs:\n- job_name: tickscope\n  static_configs: [{{ targets: ['{address}'] }}]\n{more}"
         );
         fs::write(&config, text).expect("it is written");
         let port = free_port();
@@ -36,19 +41,30 @@ impl Prometheus {
             .stderr(fs::File::create(data.path().join("log")).expect("a file"))
             .spawn()
             .expect("prometheus is installed (./x setup --tests)");
-        Self { child, port, _data: data }
+        Self { child, port, data }
     }
 
-    /// The only sample of an instant query, when there is exactly one.
-    fn value(&self, query: &str) -> Option<f64> {
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.data.path().join("log")).expect("it is there")
+    }
+
+    /// The values of an instant query; `None` while it does not answer.
+    pub fn values(&self, query: &str) -> Option<Vec<f64>> {
         let answer = ureq::get(format!("http://127.0.0.1:{}/api/v1/query", self.port))
             .query("query", query)
             .call()
             .ok()?;
         let answer: Value = serde_json::from_str(&answer.into_body().read_to_string().ok()?).ok()?;
         let result = answer["data"]["result"].as_array()?;
-        let [only] = result.as_slice() else { return None };
-        only["value"][1].as_str()?.parse().ok()
+        result.iter().map(|series| series["value"][1].as_str()?.parse().ok()).collect()
+    }
+
+    /// The only sample of an instant query, when there is exactly one.
+    pub fn value(&self, query: &str) -> Option<f64> {
+        let values = self.values(query)?;
+        let [only] = values.as_slice() else { return None };
+        Some(*only)
     }
 }
 
