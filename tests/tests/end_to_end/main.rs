@@ -4,6 +4,7 @@
 
 mod daemon;
 mod engine;
+mod gate;
 mod lifecycle;
 mod prometheus;
 
