@@ -1,12 +1,81 @@
 //! The gate's surroundings: what feeds it and what its verdicts become. The gate itself is pure
 //! and in the core.
 
+pub mod ask;
+pub mod feed;
+mod prometheus;
 pub mod replay;
 
-use clap::Args;
+use std::io::{self, Write};
+
+use clap::{Args, Subcommand};
 use tickscope_core::gate::{Policy, Verdict};
 
+use crate::control::CallError;
 use crate::exit::Exit;
+use crate::top::Unreachable;
+
+/// `tickscope gate …`
+#[derive(Subcommand)]
+pub enum Command {
+    /// Ask a running daemon's gate; exit code 0 pass, 1 fail, 3 neither
+    Check(ask::Check),
+    /// Wait until a gate has decided; exit code 0 pass, 1 fail, 3 neither
+    Watch(Box<ask::Watch>),
+    /// Begin a new step of a running daemon's gate
+    Start(ask::Start),
+    /// End the step
+    Stop(ask::Stop),
+    /// Judge a recording, JSON Lines; exit code 0 pass, 1 fail, 3 neither
+    Replay(replay::Flags),
+}
+
+/// Why there is no verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// No daemon answers.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    /// The control socket does not do it.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A recording is wrong.
+    #[error(transparent)]
+    Replay(#[from] replay::ReplayError),
+    /// What is asked makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The result cannot be written.
+    #[error("cannot write")]
+    Write(#[source] io::Error),
+}
+
+impl GateError {
+    /// The exit code that it means.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Unreachable(_) | Self::Call(CallError::Unreachable { .. }) => Exit::Unavailable,
+            Self::Replay(error) => error.exit(),
+            Self::Usage(_) => Exit::Usage,
+            Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Self::Call(CallError::Refused(_)) | Self::Write(_) => Exit::Failed,
+        }
+    }
+}
+
+/// Does what was asked.
+///
+/// # Errors
+/// When there is no verdict.
+pub fn run(command: &Command, out: &mut impl Write) -> Result<Exit, GateError> {
+    match command {
+        Command::Check(flags) => ask::check(flags, out),
+        Command::Watch(flags) => ask::watch(flags, out),
+        Command::Start(flags) => ask::start(flags),
+        Command::Stop(flags) => ask::stop(flags),
+        Command::Replay(flags) => Ok(replay::replay(flags, out)?),
+    }
+}
 
 /// How strict a gate on the command line is.
 #[derive(Args)]

@@ -58,7 +58,7 @@ enum Command {
     Config(ConfigCommand),
     /// Judge a canary against its baseline
     #[command(subcommand)]
-    Gate(GateCommand),
+    Gate(gate::Command),
     /// Print recording and alerting rules for the configured objectives
     Rules(rules::Flags),
     /// Say which build this is
@@ -91,12 +91,6 @@ enum ConfigCommand {
     Default,
     /// Print the JSON Schema, for editors
     Schema,
-}
-
-#[derive(Subcommand)]
-enum GateCommand {
-    /// Judge a recording, JSON Lines; exit code 0 pass, 1 fail, 3 neither
-    Replay(gate::replay::Flags),
 }
 
 fn main() -> ExitCode {
@@ -136,13 +130,11 @@ fn dispatch(command: Command) -> Exit {
         },
         Command::Config(ConfigCommand::Default) => print(config::DEFAULT.as_bytes()),
         Command::Config(ConfigCommand::Schema) => print(format!("{:#}\n", Config::schema()).as_bytes()),
-        Command::Gate(GateCommand::Replay(flags)) => {
-            match gate::replay::replay(&flags, &mut BufWriter::new(io::stdout().lock())) {
-                Ok(exit) => exit,
-                Err(error) if error.exit() == Exit::Done => Exit::Done,
-                Err(error) => fail(&error, error.exit()),
-            }
-        }
+        Command::Gate(command) => match gate::run(&command, &mut BufWriter::new(io::stdout().lock())) {
+            Ok(exit) => exit,
+            Err(error) if error.exit() == Exit::Done => Exit::Done,
+            Err(error) => fail(&error, error.exit()),
+        },
         Command::Rules(flags) => match rules::rules(&flags) {
             Ok(text) => print(text.as_bytes()),
             Err(error) => fail(&error, Exit::Config),

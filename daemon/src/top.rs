@@ -56,7 +56,8 @@ pub fn page(flags: &Flags) -> Result<String, Unreachable> {
     })
 }
 
-fn get<T: DeserializeOwned>(url: &str, path: &str) -> Result<T, Unreachable> {
+/// What a daemon answers.
+pub(crate) fn get<T: DeserializeOwned>(url: &str, path: &str) -> Result<T, Unreachable> {
     let unreachable =
         |source: Box<dyn std::error::Error + Send + Sync>| Unreachable { url: url.into(), source };
     let agent: ureq::Agent =

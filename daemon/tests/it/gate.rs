@@ -108,3 +108,35 @@ fn what_is_wrong_is_usage_and_says_where() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read /no/such: No such file"));
 }
+
+fn ran(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_tickscope")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn without_a_daemon_there_is_no_verdict() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}");
+    for arguments in [
+        &["gate", "check", "engine", "--url", &url][..],
+        &["gate", "watch", "engine", "--url", &url, "--for", "1s"],
+        &["gate", "watch", "--from", &url, "--baseline", "a", "--canary", "b", "--kpi", "runqueue"],
+    ] {
+        let (code, out, error) = ran(arguments);
+        assert_eq!((code, out.as_str()), (69, ""), "{arguments:?} {error}");
+        assert!(error.contains("start one with `tickscope run`"), "{error}");
+    }
+    for arguments in [&["gate", "start", "engine"][..], &["gate", "stop", "engine"]] {
+        let (code, _, error) = ran(&[arguments, &["--control", "/no/such/socket"]].concat());
+        assert_eq!(code, 69, "{error}");
+        assert!(error.contains("/no/such/socket") && error.contains("No such file"), "{error}");
+    }
+    let (code, _, error) = ran(&["gate", "watch"]);
+    assert_eq!(code, 2, "{error}");
+    let (code, _, error) = ran(&["gate", "watch", "--from", &url]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("--baseline"), "{error}");
+}

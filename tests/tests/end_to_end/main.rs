@@ -6,6 +6,7 @@ mod alerting;
 mod daemon;
 mod dashboards;
 mod engine;
+mod gate;
 mod lifecycle;
 mod load;
 mod prometheus;

@@ -105,6 +105,13 @@ pub struct Grid {
     other: bool,
 }
 
+/// Whether all of the daemon's own bounds are there. Somebody else's may be powers, too, but fewer:
+/// then no two that were seen are neighbours, and only those that were seen are known.
+fn is_fine(bounds: &[f64]) -> bool {
+    let powers: Vec<f64> = bounds.iter().filter_map(|bound| power(*bound)).collect();
+    powers.len() < 2 || powers.windows(2).any(|pair| pair[1] - pair[0] < 1.5)
+}
+
 impl Grid {
     /// Learns the bounds of a histogram.
     pub fn learn(&mut self, buckets: &Buckets) {
@@ -124,7 +131,7 @@ impl Grid {
         if from.is_infinite() {
             return from;
         }
-        if !self.other {
+        if self.own() {
             let buckets = (SCALE * margin.ln_1p() / std::f64::consts::LN_2).round().max(1.0);
             return power(from).map_or(from, |index| bound(index + buckets));
         }
@@ -134,9 +141,14 @@ impl Grid {
         above.min_by(|a, b| far(a).total_cmp(&far(b))).copied().unwrap_or(f64::INFINITY)
     }
 
+    /// Whether these are the daemon's own bounds.
+    fn own(&self) -> bool {
+        !self.other && is_fine(&self.bounds)
+    }
+
     /// The next bound below.
     pub fn down(&self, from: f64) -> f64 {
-        if !self.other
+        if self.own()
             && let Some(index) = power(from)
         {
             return bound(index - 1.0);
@@ -193,6 +205,16 @@ mod tests {
         assert_eq!(grid.up(0.01, 0.05), f64::INFINITY, "nothing is known above");
         assert_eq!(grid.down(0.0025), 0.001);
         assert_eq!(grid.down(0.001), 0.0);
+    }
+
+    #[test]
+    fn a_few_of_the_daemons_own_bounds_are_other_bounds() {
+        let mut grid = Grid::default();
+        // The classic buckets of /metrics: about ten fine ones each.
+        grid.learn(&Buckets::new([0.0, 10.0, 21.0, 31.0].map(|i| (bound(i), 1)).to_vec()).expect("bounds"));
+        assert_eq!((grid.up(bound(10.0), 0.05), grid.down(bound(10.0))), (bound(21.0), bound(0.0)));
+        grid.learn(&Buckets::new(vec![(bound(11.0), 1)]).expect("bounds"));
+        assert_eq!(grid.up(bound(10.0), 0.05), bound(11.0));
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub const HISTORY_SECONDS_MIN: f64 = 20.0;
 pub const OPENING_BLOCKS: usize = 5;
 /// Without, they say also what is normal, and bring no evidence.
 pub const LEARNING_BLOCKS: usize = 20;
+/// So many seconds with both arms before their contrast is its own measure of noise: the blocks of
+/// [`LEARNING_BLOCKS`], but not so few seconds that only fast noise is in them.
+pub const OWN_SECONDS: f64 = 20.0;
 /// Noise is looked for over windows of these lengths, seconds; those shorter than a block fall away.
 pub const WINDOW_SECONDS: [f64; 6] = [0.2, 1.0, 2.0, 5.0, 10.0, 20.0];
 /// Rare observations are gathered over at most this many seconds before they are a score.

@@ -304,6 +304,7 @@ impl Step {
         let n_canary = count(&block.canary);
         let seen = Seen {
             since,
+            seconds: self.seconds,
             blocks: self.blocks,
             learnt: self.learnt,
             canary: self.canary.count(),

@@ -362,16 +362,20 @@ impl LeaveOneOut {
     /// `tau`, from windows of which enough have been seen.
     pub fn tau(&self) -> Option<f64> {
         let ratio = |window: &InstanceWindow| {
-            let enough = window.count >= WINDOWS_MIN && window.variance > 0.0;
-            enough.then(|| window.squares / window.variance * self.caution(window.count))
+            let noisy = window.squares / window.variance * self.caution(window.count);
+            // Nothing above the threshold is no noise.
+            (window.count >= WINDOWS_MIN).then_some(if window.variance > 0.0 { noisy } else { 1.0 })
         };
         self.windows.iter().filter_map(ratio).reduce(f64::max).map(|tau| tau.max(1.0))
     }
 
-    /// Variance of the canary's contrast over one stream block of `pair`, and by how much scores
-    /// hang together. `None` before enough scores have been seen.
+    /// Variance of the canary's contrast over one stream block of `pair`, beyond chance 0 where
+    /// nothing was ever above the threshold, and by how much scores hang together. `None` before enough scores have been seen.
     pub fn variance(&self, pair: &Pair) -> Option<(f64, f64)> {
         let single = self.scores.first()?;
+        if self.stream.squares <= 0.0 && self.stream.count * self.stream.open.len() as u64 >= SCORES_MIN {
+            return Some((0.0, 1.0));
+        }
         if single.count * (single.open.len() as u64) < SCORES_MIN || single.squares <= 0.0 {
             return None;
         }
@@ -510,6 +514,15 @@ mod tests {
         let usual = Usual { share_above: 0.01, canary: 10.0, baseline: 10.0 };
         assert_eq!(two.scale(true, &usual), None);
         assert_eq!(LeaveOneOut::new(3, &lengths, 1, &[1, 2]).tau(), None);
+    }
+
+    #[test]
+    fn instances_with_nothing_above_the_threshold_have_no_noise() {
+        let mut noise = LeaveOneOut::new(3, &[1, 2], 1, &[1, 2]);
+        let pair = Pair { baseline: count(0.0, 300.0), canary: count(5.0, 100.0) };
+        assert_eq!((noise.tau(), noise.variance(&pair)), (None, None));
+        (0..20).for_each(|_| noise.add(&[count(0.0, 100.0); 3]));
+        assert_eq!((noise.tau(), noise.variance(&pair)), (Some(1.0), Some((0.0, 1.0))));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 
 use super::bucket::{Buckets, Grid};
 use super::constant::{
-    ALPHA_PASS, LEARNING_BLOCKS, PASS_BLOCKS, PASS_COUNT, STREAM_COUNT, STREAM_SECONDS, WINDOW_SECONDS,
+    ALPHA_PASS, LEARNING_BLOCKS, OWN_SECONDS, PASS_BLOCKS, PASS_COUNT, STREAM_COUNT, STREAM_SECONDS,
+    WINDOW_SECONDS,
 };
 use super::evidence::{Betting, Certificate};
 use super::latency::{Arm, Block, Quantile};
@@ -61,6 +62,8 @@ pub struct Expects {
 pub struct Seen {
     /// Seconds from the start to this block.
     pub since: f64,
+    /// Length of a block, seconds.
+    pub seconds: f64,
     /// Blocks with both arms, this one too.
     pub blocks: u64,
     /// Blocks that were only learnt from.
@@ -176,7 +179,9 @@ impl Track {
             canary: seen.canary as f64 / seen.blocks as f64,
             baseline: seen.baseline as f64 / seen.blocks as f64,
         };
-        let own = seen.blocks - 1 + seen.learnt >= LEARNING_BLOCKS as u64;
+        // Over less, slow noise looks like none.
+        let paired = seen.blocks - 1 + seen.learnt;
+        let own = paired >= LEARNING_BLOCKS as u64 && paired as f64 * seen.seconds >= OWN_SECONDS;
         // The noise of the past judges this block; this block then joins it.
         let scale = match &self.noise {
             Noise::TwoArm(noise) => noise.scale(own, &n),
