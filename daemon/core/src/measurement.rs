@@ -168,6 +168,12 @@ pub struct TargetReading {
     pub started: u64,
     /// Processes that ended in this period.
     pub exited: u64,
+    /// Resident memory of all of them, bytes; `None` when nobody asked or it cannot be read.
+    #[serde(default)]
+    pub resident_bytes: Option<u64>,
+    /// Their open file descriptors.
+    #[serde(default)]
+    pub descriptors: Option<u64>,
 }
 
 /// One observation above its probe's threshold.
