@@ -3,6 +3,7 @@
 //! Parsing touches nothing but the text. Every check is part of parsing, so that every error has a
 //! line and a column. `daemon.toml` is the manual and says the defaults; a test holds it to that.
 
+mod limit;
 mod slo;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use tickscope_common::catalog::{self, PROBES};
 use tickscope_common::layout::MAX_TARGETS;
 
+pub use limit::{Limit, WatchedSeries};
 pub use slo::{Series, Slo, percent};
 
 /// The commented defaults, printed by `config default`.
@@ -71,6 +73,13 @@ pub struct Config {
     /// What is promised; at most 32.
     #[serde(deserialize_with = "slo::slos")]
     pub slo: Vec<Slo>,
+    /// What is foreseen: limits that series must not cross; at most 64.
+    #[serde(deserialize_with = "limit::limits")]
+    #[schemars(with = "Vec<limit::Written>")]
+    pub limit: Vec<Limit>,
+    /// Where what was learned is kept over a restart; nowhere without it.
+    #[serde(deserialize_with = "directory")]
+    pub state_directory: Option<PathBuf>,
 }
 
 /// Where the daemon listens.
@@ -176,6 +185,8 @@ impl Default for Config {
             }],
             probes: Probes::default(),
             slo: Vec::new(),
+            limit: Vec::new(),
+            state_directory: None,
         }
     }
 }
@@ -254,7 +265,9 @@ impl Config {
 
     /// Whether every name that refers to something else in the configuration is there.
     fn references(&self, text: &str) -> Result<(), String> {
-        let Some((what, place)) = self.slo.iter().find_map(|slo| slo.dangling(self)) else { return Ok(()) };
+        let of_slo = self.slo.iter().find_map(|slo| slo.dangling(self));
+        let of_limit = || self.limit.iter().find_map(|limit| limit.dangling(self));
+        let Some((what, place)) = of_slo.or_else(of_limit) else { return Ok(()) };
         // As the parser writes its own errors.
         let before = &text[..place.start];
         let number = before.matches('\n').count() + 1;
@@ -272,6 +285,11 @@ impl Config {
     /// What is promised, for the core.
     pub fn objectives(&self) -> Vec<tickscope_core::Objective> {
         self.slo.iter().map(Slo::objective).collect()
+    }
+
+    /// What is foreseen, for the core.
+    pub fn rules(&self) -> Vec<tickscope_core::Rule> {
+        self.limit.iter().filter_map(|limit| limit.rule(&self.target)).collect()
     }
 
     /// JSON Schema of the configuration, for editors.
@@ -405,6 +423,11 @@ fn targets<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Target>, D::Error> 
     })
 }
 
+fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = String::deserialize(from)?;
+    custom::<D, _>(absolute(&path, "state_directory").map(|()| Some(PathBuf::from(path))))
+}
+
 fn outlier_above<'de, D: Deserializer<'de>>(from: D) -> Result<OutlierAbove, D::Error> {
     let text = String::deserialize(from)?;
     custom::<D, _>(match text.as_str() {
@@ -480,7 +503,7 @@ mod tests {
           |
         1 | intervall = \"1s\"
           | ^^^^^^^^^
-        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`
+        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`, `limit`, `state_directory`
         ");
         insta::assert_snapshot!(error("[probes.runqueu]\nenabled = true\n"), @r#"
         TOML parse error at line 1, column 9
@@ -530,7 +553,18 @@ mod tests {
     #[test]
     fn the_schema_names_every_key() {
         let schema = Config::schema().to_string();
-        for key in ["interval", "listen", "budget", "target", "probes", "match", "reload_endpoint", "slo"] {
+        for key in [
+            "interval",
+            "listen",
+            "budget",
+            "target",
+            "probes",
+            "match",
+            "reload_endpoint",
+            "slo",
+            "limit",
+            "horizon",
+        ] {
             assert!(schema.contains(&format!("\"{key}\"")), "{key}");
         }
     }

@@ -256,6 +256,8 @@ mod tests {
                 processes: second as usize,
                 started: 1,
                 exited: 0,
+                resident_bytes: Some(4096 * second),
+                descriptors: None,
             }],
             lost: vec![Lost { source: "ring".into(), reason: "full".into(), count: second }],
             cost: Cost { daemon_cpu_ns: 10, rss_bytes: second, maps_bytes: 1 },
