@@ -158,7 +158,10 @@ fn router(shared: Shared) -> Router {
             get(async |State(app): State<App>| Json(json::outliers(&app.shared.input()))),
         )
         .route("/api/v1/slos", get(async |State(app): State<App>| Json(json::slos(&app.shared.input()))))
-        .route("/api/v1/forecasts", get(async || Json(json::Forecasts { limits: 0, forecasts: Vec::new() })))
+        .route(
+            "/api/v1/forecasts",
+            get(async |State(app): State<App>| Json(json::forecast::forecasts(&app.shared.input()))),
+        )
         .fallback(async || (StatusCode::NOT_FOUND, "no such page; / lists them\n"))
         .layer(axum::middleware::from_fn(limit_body))
         .with_state(app)

@@ -11,11 +11,17 @@ use tickscope_core::{Decision, Governor, Now, Snapshot, State, What, outlier_abo
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use crate::announce::Announcer;
 use crate::config::{Config, OutlierAbove};
+use crate::memory;
+use crate::run::chain;
 use crate::source::{Facts, Source, SourceError};
 
 /// How often the ring is emptied between readings.
 const DRAIN: Duration = Duration::from_millis(10);
+
+/// How often what was learned is written: so much of it can be lost to a crash.
+const SAVE_EVERY: Duration = Duration::from_mins(10);
 
 /// What exporters see.
 #[derive(Clone)]
@@ -90,6 +96,9 @@ struct Worker {
     source: Source,
     state: State,
     governor: Governor,
+    announcer: Announcer,
+    /// When what was learned was last written.
+    saved: Instant,
     /// Last, so that it closes when all else is gone.
     views: watch::Sender<View>,
 }
@@ -98,8 +107,11 @@ impl Worker {
     fn new(config: Config, source: Source, views: watch::Sender<View>) -> Self {
         let mut state = State::new(&names(&config), config.interval.as_nanos() as u64);
         state.promise(config.objectives());
+        state.watch().set_limits(config.rules());
+        remember(&config, &mut state);
         let governor = Governor::new(config.budget.cpu);
-        Self { config, source, state, governor, views }
+        let announcer = Announcer::default();
+        Self { config, source, state, governor, announcer, saved: Instant::now(), views }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
@@ -116,12 +128,18 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) if Instant::now() < next => self.source.drain(),
                 Err(RecvTimeoutError::Timeout) => {
                     self.read();
+                    if self.saved.elapsed() > SAVE_EVERY {
+                        self.save();
+                    }
                     // Deadlines do not drift; those that were missed are not made up for.
                     while next <= Instant::now() {
                         next += self.config.interval;
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.save();
+                    return;
+                }
             }
         }
     }
@@ -131,6 +149,7 @@ impl Worker {
         self.source = Source::start(&config)?;
         self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
         self.state.promise(config.objectives());
+        self.state.watch().set_limits(config.rules());
         self.governor = Governor::new(config.budget.cpu);
         self.config = config;
         Ok(())
@@ -138,16 +157,22 @@ impl Worker {
 
     fn read(&mut self) {
         let reading = self.source.read();
-        let monotonic = clock_gettime(ClockId::Monotonic);
-        let now = Now {
-            monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
-            wall_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
-        };
+        let now = now();
         let snapshot = self.state.step(&reading, now);
+        self.announcer.announce(&snapshot);
         self.govern(&snapshot, now.monotonic_ns);
         self.set_thresholds(&snapshot);
         let facts = Arc::new(self.source.facts().clone());
         self.views.send_replace(View { snapshot: Arc::new(snapshot), facts });
+    }
+
+    /// Writes what was learned; that it cannot be written stops nothing.
+    fn save(&mut self) {
+        self.saved = Instant::now();
+        let Some(directory) = &self.config.state_directory else { return };
+        if let Err(error) = memory::save(directory, &self.state.watch_ref().save(now())) {
+            warn!(error = chain(&error), "what was learned is not saved");
+        }
     }
 
     fn govern(&mut self, snapshot: &Snapshot, now_ns: u64) {
@@ -185,6 +210,27 @@ impl Worker {
                 self.source.set_outlier_above(probe, above);
             }
         }
+    }
+}
+
+/// Goes on from what was learned before a restart, if it is still true.
+fn remember(config: &Config, state: &mut State) {
+    let Some(directory) = &config.state_directory else { return };
+    match memory::load(directory) {
+        Ok(None) => {}
+        Ok(Some(saved)) => match state.watch().restore(saved, now()) {
+            Ok(()) => info!(directory = %directory.display(), "going on from what was learned before"),
+            Err(stale) => info!(?stale, "what was learned before is stale: learning anew"),
+        },
+        Err(error) => warn!(error = chain(&error), "learning anew"),
+    }
+}
+
+fn now() -> Now {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    Now {
+        monotonic_ns: monotonic.tv_sec as u64 * 1_000_000_000 + monotonic.tv_nsec as u64,
+        wall_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
     }
 }
 
