@@ -4,6 +4,7 @@
 //! line and a column. `daemon.toml` is the manual and says the defaults; a test holds it to that.
 
 mod gate;
+mod limit;
 mod slo;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tickscope_common::catalog::{self, PROBES};
 use tickscope_common::layout::MAX_TARGETS;
 
 pub use gate::{Gate, GateKpi};
+pub use limit::{Limit, WatchedSeries};
 pub use slo::{Series, Slo, percent};
 
 /// The commented defaults, printed by `config default`.
@@ -75,6 +77,13 @@ pub struct Config {
     pub slo: Vec<Slo>,
     /// Which targets are compared.
     pub gate: Vec<Gate>,
+    /// What is foreseen: limits that series must not cross; at most 64.
+    #[serde(deserialize_with = "limit::limits")]
+    #[schemars(with = "Vec<limit::Written>")]
+    pub limit: Vec<Limit>,
+    /// Where what was learned is kept over a restart; nowhere without it.
+    #[serde(deserialize_with = "directory")]
+    pub state_directory: Option<PathBuf>,
 }
 
 /// Where the daemon listens.
@@ -184,6 +193,8 @@ impl Default for Config {
             probes: Probes::default(),
             slo: Vec::new(),
             gate: Vec::new(),
+            limit: Vec::new(),
+            state_directory: None,
         }
     }
 }
@@ -266,8 +277,10 @@ impl Config {
 
     /// Whether every name that refers to something else in the configuration is there.
     fn references(&self, text: &str) -> Result<(), String> {
-        let dangling = self.slo.iter().find_map(|slo| slo.dangling(self));
-        let Some((what, place)) = dangling.or_else(|| gate::check(self).err()) else { return Ok(()) };
+        let of_slo = self.slo.iter().find_map(|slo| slo.dangling(self));
+        let of_limit = || self.limit.iter().find_map(|limit| limit.dangling(self));
+        let of_gate = || gate::check(self).err();
+        let Some((what, place)) = of_slo.or_else(of_limit).or_else(of_gate) else { return Ok(()) };
         // As the parser writes its own errors.
         let before = &text[..place.start];
         let number = before.matches('\n').count() + 1;
@@ -285,6 +298,11 @@ impl Config {
     /// What is promised, for the core.
     pub fn objectives(&self) -> Vec<tickscope_core::Objective> {
         self.slo.iter().map(Slo::objective).collect()
+    }
+
+    /// What is foreseen, for the core.
+    pub fn rules(&self) -> Vec<tickscope_core::Rule> {
+        self.limit.iter().filter_map(|limit| limit.rule(&self.target)).collect()
     }
 
     /// JSON Schema of the configuration, for editors.
@@ -423,6 +441,11 @@ fn targets<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Target>, D::Error> 
     })
 }
 
+fn directory<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = String::deserialize(from)?;
+    custom::<D, _>(absolute(&path, "state_directory").map(|()| Some(PathBuf::from(path))))
+}
+
 fn outlier_above<'de, D: Deserializer<'de>>(from: D) -> Result<OutlierAbove, D::Error> {
     let text = String::deserialize(from)?;
     custom::<D, _>(match text.as_str() {
@@ -498,7 +521,7 @@ mod tests {
           |
         1 | intervall = \"1s\"
           | ^^^^^^^^^
-        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`, `gate`
+        unknown field `intervall`, expected one of `interval`, `listen`, `budget`, `target`, `probes`, `slo`, `gate`, `limit`, `state_directory`
         ");
         insta::assert_snapshot!(error("[probes.runqueu]\nenabled = true\n"), @r#"
         TOML parse error at line 1, column 9
@@ -559,6 +582,8 @@ mod tests {
             "slo",
             "gate",
             "kpi",
+            "limit",
+            "horizon",
         ] {
             assert!(schema.contains(&format!("\"{key}\"")), "{key}");
         }

@@ -163,7 +163,10 @@ fn router(shared: Shared) -> Router {
             get(async |State(app): State<App>| Json(json::outliers(&app.shared.input()))),
         )
         .route("/api/v1/slos", get(async |State(app): State<App>| Json(json::slos(&app.shared.input()))))
-        .route("/api/v1/forecasts", get(async || Json(json::Forecasts { limits: 0, forecasts: Vec::new() })))
+        .route(
+            "/api/v1/forecasts",
+            get(async |State(app): State<App>| Json(json::forecast::forecasts(&app.shared.input()))),
+        )
         .route("/api/v1/gates", get(gates))
         .route("/api/v1/gates/{name}", get(gate))
         .route("/api/v1/gates/{name}/flagger", post(flagger))

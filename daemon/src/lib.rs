@@ -3,6 +3,7 @@
 //! Data flows one way: `loader` puts the programs into the kernel, `source` reads them, the core
 //! turns readings into snapshots, `exporter` shows snapshots. Start with `run`.
 
+pub mod announce;
 pub mod btf;
 pub mod config;
 pub mod control;
@@ -16,6 +17,7 @@ pub mod gate;
 pub mod http;
 pub mod loader;
 pub mod measure;
+pub mod memory;
 pub mod metrics;
 pub mod offset;
 pub mod rules;

@@ -14,11 +14,17 @@ use tickscope_core::{
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use crate::announce::Announcer;
 use crate::config::{Config, OutlierAbove};
+use crate::memory;
+use crate::run::chain;
 use crate::source::{Facts, Source, SourceError};
 
 /// How often the ring is emptied between readings.
 const DRAIN: Duration = Duration::from_millis(10);
+
+/// How often what was learned is written: so much of it can be lost to a crash.
+const SAVE_EVERY: Duration = Duration::from_mins(10);
 
 /// What exporters see.
 #[derive(Clone)]
@@ -134,6 +140,9 @@ struct Worker {
     governor: Governor,
     /// Read since the last snapshot.
     pending: Measurements,
+    announcer: Announcer,
+    /// When what was learned was last written.
+    saved: Instant,
     /// Last, so that it closes when all else is gone.
     views: watch::Sender<View>,
 }
@@ -142,9 +151,13 @@ impl Worker {
     fn new(config: Config, source: Source, views: watch::Sender<View>) -> Self {
         let mut state = State::new(&names(&config), config.interval.as_nanos() as u64);
         state.promise(config.objectives());
+        state.watch().set_limits(config.rules());
+        remember(&config, &mut state);
         let governor = Governor::new(config.budget.cpu);
         let watch = Watch::new(config.gates());
-        Self { config, source, state, watch, governor, pending: Measurements::default(), views }
+        let pending = Measurements::default();
+        let (announcer, saved) = (Announcer::default(), Instant::now());
+        Self { config, source, state, watch, governor, pending, announcer, saved, views }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
@@ -168,6 +181,9 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) if Instant::now() < next => self.source.drain(),
                 Err(RecvTimeoutError::Timeout) => {
                     self.read();
+                    if self.saved.elapsed() > SAVE_EVERY {
+                        self.save();
+                    }
                     let period = self.period();
                     // Deadlines do not drift; those that were missed are not made up for.
                     while next <= Instant::now() {
@@ -182,7 +198,10 @@ impl Worker {
                         snapshot += self.config.interval;
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.save();
+                    return;
+                }
             }
         }
     }
@@ -193,6 +212,7 @@ impl Worker {
         self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
         self.state.promise(config.objectives());
         self.watch.set(config.gates());
+        self.state.watch().set_limits(config.rules());
         self.governor = Governor::new(config.budget.cpu);
         self.config = config;
         Ok(())
@@ -229,12 +249,22 @@ impl Worker {
         let reading = std::mem::take(&mut self.pending);
         let now = now();
         let snapshot = self.state.step(&reading, now);
+        self.announcer.announce(&snapshot);
         self.govern(&snapshot, now.monotonic_ns);
         self.set_thresholds(&snapshot);
         self.watch.freeze(burnt(&snapshot));
         let facts = Arc::new(self.source.facts().clone());
         let gates = Arc::new(self.watch.statuses());
         self.views.send_replace(View { snapshot: Arc::new(snapshot), facts, gates });
+    }
+
+    /// Writes what was learned; that it cannot be written stops nothing.
+    fn save(&mut self) {
+        self.saved = Instant::now();
+        let Some(directory) = &self.config.state_directory else { return };
+        if let Err(error) = memory::save(directory, &self.state.watch_ref().save(now())) {
+            warn!(error = chain(&error), "what was learned is not saved");
+        }
     }
 
     fn govern(&mut self, snapshot: &Snapshot, now_ns: u64) {
@@ -280,6 +310,19 @@ fn burnt(snapshot: &Snapshot) -> Option<String> {
     let burnt = |slo: &&SloStatus| matches!(slo.budget, Budget::Frozen | Budget::HotfixOnly);
     let slo = snapshot.slos.iter().find(burnt)?;
     Some(format!("the error budget of {:?} is {}", slo.objective.name, slo.budget.name()))
+}
+
+/// Goes on from what was learned before a restart, if it is still true.
+fn remember(config: &Config, state: &mut State) {
+    let Some(directory) = &config.state_directory else { return };
+    match memory::load(directory) {
+        Ok(None) => {}
+        Ok(Some(saved)) => match state.watch().restore(saved, now()) {
+            Ok(()) => info!(directory = %directory.display(), "going on from what was learned before"),
+            Err(stale) => info!(?stale, "what was learned before is stale: learning anew"),
+        },
+        Err(error) => warn!(error = chain(&error), "learning anew"),
+    }
 }
 
 fn now() -> Now {

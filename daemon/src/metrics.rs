@@ -3,7 +3,9 @@
 use tickscope_common::catalog::PROBES;
 use tickscope_common::layout::REASONS;
 use tickscope_core::gate::{Status, Verdict};
-use tickscope_core::{BURN_WINDOWS, Budget, ProbeState, ProbeStatus, SloStatus};
+use tickscope_core::{
+    AnomalyScore, BURN_WINDOWS, Budget, Eta, LimitStatus, ProbeState, ProbeStatus, SloStatus,
+};
 
 use crate::exporter::Input;
 use crate::exporter::json::Build;
@@ -327,6 +329,124 @@ pub const OWN: &[Own] = &[
         },
     },
     Own {
+        name: "tickscope_forecast_breach_probability",
+        help: "Probability that a limit is crossed within its horizon; no sample while that is not known.",
+        kind: Gauge,
+        labels: &["series", "direction"],
+        samples: |input| by_limit(input, |limit| limit.forecast.map(|forecast| forecast.p)),
+    },
+    Own {
+        name: "tickscope_forecast_breach_seconds",
+        help: "Time until a limit is crossed: the 10 % (low), 50 % (mid) and 90 % (high) quantile; no sample while that is too unlikely to say.",
+        kind: Gauge,
+        labels: &["series", "direction", "bound"],
+        samples: |input| {
+            let bound = |bound: &str, of: fn(&Eta) -> f64| {
+                let mut samples = by_limit(input, |limit| limit.forecast?.eta.as_ref().map(of));
+                for (labels, _) in &mut samples {
+                    labels.push(bound.to_owned());
+                }
+                samples
+            };
+            [bound("low", |eta| eta.low), bound("mid", |eta| eta.mid), bound("high", |eta| eta.high)].concat()
+        },
+    },
+    Own {
+        name: "tickscope_forecast_horizon_seconds",
+        help: "How far ahead the breach of a limit matters.",
+        kind: Gauge,
+        labels: &["series", "direction"],
+        samples: |input| by_limit(input, |limit| Some(limit.rule.limit.horizon_s)),
+    },
+    Own {
+        name: "tickscope_forecast_warning",
+        help: "1 while it is warned that a limit will be crossed; no sample while that is not known.",
+        kind: Gauge,
+        labels: &["series", "direction"],
+        samples: |input| by_limit(input, |limit| Some(f64::from(u8::from(limit.forecast?.warn)))),
+    },
+    Own {
+        name: "tickscope_limit_breached",
+        help: "1 while a limit is crossed: 8 of the last 10 samples are beyond it; no sample without data.",
+        kind: Gauge,
+        labels: &["series", "direction"],
+        samples: |input| by_limit(input, |limit| limit.value.map(|_| f64::from(u8::from(limit.breached)))),
+    },
+    Own {
+        name: "tickscope_limit_missing_samples_total",
+        help: "Samples of a limit's series that had no value: no data, or too few observations.",
+        kind: Counter,
+        labels: &["series", "direction"],
+        samples: |input| by_limit(input, |limit| Some(limit.missing as f64)),
+    },
+    Own {
+        name: "tickscope_forecast_warnings_total",
+        help: "Warnings that a breach followed (true) and that none followed in their time (false).",
+        kind: Counter,
+        labels: &["outcome"],
+        samples: |input| {
+            let record = &input.snapshot.record;
+            let outcomes = [("true", record.warnings_true), ("false", record.warnings_false)];
+            outcomes.map(|(outcome, count)| (vec![outcome.to_owned()], count as f64)).into()
+        },
+    },
+    Own {
+        name: "tickscope_forecast_breaches_total",
+        help: "Breaches of limits, by whether they were warned of for the minute before.",
+        kind: Counter,
+        labels: &["warned"],
+        samples: |input| {
+            let record = &input.snapshot.record;
+            let missed = record.breaches - record.breaches_warned;
+            let warned = [("true", record.breaches_warned), ("false", missed)];
+            warned.map(|(warned, count)| (vec![warned.to_owned()], count as f64)).into()
+        },
+    },
+    Own {
+        name: "tickscope_forecast_coverage_ratio",
+        help: "Share of 80 % intervals that held the time of the breach; no sample before the first breach.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| {
+            input.snapshot.record.coverage().map(|share| (Vec::new(), share)).into_iter().collect()
+        },
+    },
+    Own {
+        name: "tickscope_forecast_widening_ratio",
+        help: "By how much intervals are widened because they promised too much; 1 is not at all.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.snapshot.record.widening()),
+    },
+    Own {
+        name: "tickscope_forecast_lead_seconds",
+        help: "Median time from warning to breach, of the last 64.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| input.snapshot.record.lead_s().map(|lead| (Vec::new(), lead)).into_iter().collect(),
+    },
+    Own {
+        name: "tickscope_anomaly_score",
+        help: "How unusual a series is, 0 to 1; 0.5 is the threshold that allows one false alarm a week.",
+        kind: Gauge,
+        labels: &["series", "detector"],
+        samples: |input| by_score(input, |score| score.score),
+    },
+    Own {
+        name: "tickscope_anomaly_open",
+        help: "1 while a finding about a series is open.",
+        kind: Gauge,
+        labels: &["series", "detector"],
+        samples: |input| by_score(input, |score| f64::from(u8::from(score.open))),
+    },
+    Own {
+        name: "tickscope_anomaly_unwatched_series",
+        help: "Series that are not watched for anomalies, because memory for them is bounded.",
+        kind: Gauge,
+        labels: &[],
+        samples: |input| one(input.snapshot.anomaly_unwatched as f64),
+    },
+    Own {
         name: "process_resident_memory_bytes",
         help: "Resident memory of the daemon.",
         kind: Gauge,
@@ -388,4 +508,18 @@ fn targets(input: &Input, value: impl Fn(&tickscope_core::TargetStatus) -> u64) 
 fn by_slo(input: &Input, value: impl Fn(&SloStatus) -> Option<f64>) -> Vec<Sample> {
     let slos = input.snapshot.slos.iter();
     slos.filter_map(|slo| Some((vec![slo.objective.name.clone()], value(slo)?))).collect()
+}
+
+fn by_limit(input: &Input, value: impl Fn(&LimitStatus) -> Option<f64>) -> Vec<Sample> {
+    let limits = input.snapshot.limits.iter();
+    let labels = |limit: &LimitStatus| {
+        let direction = crate::exporter::json::forecast::direction(limit.rule.limit.direction);
+        vec![limit.rule.series.clone(), direction.to_owned()]
+    };
+    limits.filter_map(|limit| Some((labels(limit), value(limit)?))).collect()
+}
+
+fn by_score(input: &Input, value: impl Fn(&AnomalyScore) -> f64) -> Vec<Sample> {
+    let scores = input.snapshot.anomaly_scores.iter();
+    scores.map(|score| (vec![score.series.clone(), score.detector.to_owned()], value(score))).collect()
 }

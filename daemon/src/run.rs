@@ -27,6 +27,9 @@ pub struct Flags {
     /// Address of metrics and API, instead of the configured one
     #[arg(long, env = "TICKSCOPE_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// Where what was learned is kept over a restart, instead of the configured directory
+    #[arg(long, env = "TICKSCOPE_STATE_DIRECTORY", value_name = "DIRECTORY")]
+    pub state_directory: Option<PathBuf>,
     /// Measure with every probe, the optional ones too
     #[arg(long, env = "TICKSCOPE_ALL_PROBES")]
     pub all_probes: bool,
@@ -131,6 +134,12 @@ fn load(flags: &Flags) -> Result<Config, ConfigError> {
     if let Some(address) = flags.listen {
         config.listen.http = address;
     }
+    // systemd names the directory of StateDirectory= in STATE_DIRECTORY; the first, if there are more.
+    let systemd = || {
+        let directories = std::env::var("STATE_DIRECTORY").ok()?;
+        directories.split(':').next().filter(|directory| !directory.is_empty()).map(PathBuf::from)
+    };
+    config.state_directory = flags.state_directory.clone().or(config.state_directory).or_else(systemd);
     if flags.all_probes {
         config.probes.enable_all();
     }

@@ -83,6 +83,8 @@ pub struct Facts {
 pub struct Source {
     loaded: Loaded,
     targets: Targets,
+    /// Whether a limit is about memory or descriptors of processes.
+    asks_processes: bool,
     control: Control,
     facts: Facts,
     last: Last,
@@ -160,6 +162,7 @@ impl Source {
         let mut source = Self {
             loaded,
             targets,
+            asks_processes: config.limit.iter().any(crate::config::Limit::is_of_processes),
             control,
             facts,
             last,
@@ -465,6 +468,14 @@ impl Source {
                 processes: self.targets.count(index),
                 started: counts.started,
                 exited: counts.exited,
+                resident_bytes: self
+                    .asks_processes
+                    .then(|| self.targets.sum(index, target::resident_bytes))
+                    .flatten(),
+                descriptors: self
+                    .asks_processes
+                    .then(|| self.targets.sum(index, target::descriptors))
+                    .flatten(),
             })
             .collect()
     }

@@ -77,6 +77,18 @@ impl Targets {
         self.known.keys().copied().collect()
     }
 
+    /// A sum over the processes of a target; `None` without any, and where one cannot be read.
+    pub fn sum(&self, target: usize, of: fn(u32) -> io::Result<u64>) -> Option<u64> {
+        let processes = || self.known.iter().filter(|(_, known)| **known == target);
+        processes().next()?;
+        // One that has just ended has nothing any more.
+        let value = |tgid: u32| match of(tgid) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(0),
+            result => result.ok(),
+        };
+        processes().map(|(tgid, _)| value(*tgid)).sum()
+    }
+
     /// How many processes a target has.
     pub fn count(&self, target: usize) -> usize {
         self.known.values().filter(|known| **known == target).count()
@@ -146,6 +158,29 @@ fn in_unit(groups: &str, unit: &str) -> bool {
     paths(groups).any(|path| path.split('/').any(|part| part == unit))
 }
 
+/// Resident memory of a process, bytes.
+///
+/// # Errors
+/// When it has ended.
+pub fn resident_bytes(tgid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(Path::new("/proc").join(tgid.to_string()).join("statm"))?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let pages =
+        pages.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm has no second number"))?;
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+/// Open file descriptors of a process.
+///
+/// # Errors
+/// When it has ended, or this process may not look.
+pub fn descriptors(tgid: u32) -> io::Result<u64> {
+    let path = Path::new("/proc").join(tgid.to_string()).join("fd");
+    // Since Linux 6.2 the size of the directory is their number; before, it is 0.
+    let size = fs::metadata(&path)?.len();
+    if size > 0 { Ok(size) } else { Ok(fs::read_dir(path)?.count() as u64) }
+}
+
 /// All processes of the host.
 ///
 /// # Errors
@@ -185,6 +220,17 @@ mod tests {
         assert!(!fulfils(&Match { comm: Some("other".into()), ..rule.clone() }, pid).unwrap());
         assert!(!fulfils(&Match { exe: Some("/bin/other".into()), ..rule.clone() }, pid).unwrap());
         assert!(fulfils(&rule, u32::MAX).is_ok_and(|fulfilled| !fulfilled));
+    }
+
+    #[test]
+    fn memory_and_descriptors_of_this_process() {
+        let pid = std::process::id();
+        let (before, memory) = (descriptors(pid).unwrap(), resident_bytes(pid).unwrap());
+        assert!(memory > 100 << 10, "{memory}");
+        let files: Vec<_> = (0..50).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
+        assert!(descriptors(pid).unwrap() >= before + 40, "other tests may close theirs");
+        drop(files);
+        assert!(resident_bytes(u32::MAX).is_err() && descriptors(u32::MAX).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::exporter::json::forecast::{Forecasts, quantity};
 use crate::exporter::json::{Recent, Series, Snapshot, Status};
 
 /// Flags of `tickscope top`.
@@ -50,9 +51,12 @@ pub struct Unreachable {
 pub fn page(flags: &Flags) -> Result<String, Unreachable> {
     let status: Status = get(&flags.url, "/api/v1/status")?;
     let snapshot: Snapshot = get(&flags.url, "/api/v1/snapshot")?;
+    let forecasts: Forecasts = get(&flags.url, "/api/v1/forecasts")?;
     Ok(match flags.format {
-        Format::Json => format!("{:#}\n", json!({ "status": status, "snapshot": snapshot })),
-        Format::Text => text(&status, &snapshot, &flags.window),
+        Format::Json => {
+            format!("{:#}\n", json!({ "status": status, "snapshot": snapshot, "forecasts": forecasts }))
+        }
+        Format::Text => text(&status, &snapshot, &forecasts, &flags.window),
     })
 }
 
@@ -70,7 +74,7 @@ pub(crate) fn get<T: DeserializeOwned>(url: &str, path: &str) -> Result<T, Unrea
     serde_json::from_str(&body).map_err(|error| unreachable(error.into()))
 }
 
-fn text(status: &Status, snapshot: &Snapshot, window: &str) -> String {
+fn text(status: &Status, snapshot: &Snapshot, forecasts: &Forecasts, window: &str) -> String {
     let mut page = String::new();
     for target in &status.targets {
         section(&mut page, target, snapshot, window);
@@ -78,6 +82,7 @@ fn text(status: &Status, snapshot: &Snapshot, window: &str) -> String {
     if status.targets.is_empty() {
         page += "no targets are configured\n";
     }
+    foreseen(&mut page, forecasts, snapshot.at_seconds);
     for probe in status.probes.iter().filter(|probe| probe.state != "healthy") {
         line(&mut page, format_args!("{} is {}: {}", probe.name, probe.state, probe.reason));
     }
@@ -101,6 +106,34 @@ fn text(status: &Status, snapshot: &Snapshot, window: &str) -> String {
         None => line(&mut page, format_args!("cost: not known yet")),
     }
     page
+}
+
+/// Limits, what is unusual, and how often warnings were right; nothing where there is nothing to say.
+fn foreseen(page: &mut String, forecasts: &Forecasts, now_seconds: f64) {
+    for forecast in &forecasts.forecasts {
+        let value = forecast.value.map_or_else(|| "no data".into(), |value| quantity(value, &forecast.unit));
+        line(page, format_args!("{:<8} {} (now {value})", forecast.state, forecast.text));
+    }
+    for finding in forecasts.findings.iter().filter(|finding| finding.end_s.is_none()) {
+        let since = (now_seconds - finding.begin_s).max(0.0);
+        let culprit =
+            finding.culprit.as_ref().map_or_else(String::new, |comm| format!(", often after {comm}"));
+        line(page, format_args!("unusual  {} for {since:.0} s: {}{culprit}", finding.series, finding.text));
+    }
+    let record = &forecasts.record;
+    let judged = record.warnings_true + record.warnings_false;
+    if judged > 0 || record.breaches > 0 {
+        line(
+            page,
+            format_args!(
+                "record   {} of {judged} warnings came true, {} of {} breaches were warned of",
+                record.warnings_true, record.breaches_warned, record.breaches
+            ),
+        );
+    }
+    if !page.ends_with("\n\n") {
+        page.push('\n');
+    }
 }
 
 fn line(page: &mut String, text: std::fmt::Arguments<'_>) {

@@ -10,6 +10,8 @@ mod season;
 mod shape;
 mod warning;
 
+use serde::{Deserialize, Serialize};
+
 use pyramid::{Pyramid, Question, TREND_AGE_MIN_S};
 pub use record::{PROMISE, Pending, TrackRecord};
 use season::Season;
@@ -18,7 +20,7 @@ pub use warning::Eta;
 use warning::{Belief, Warning};
 
 /// Which side of the limit is bad.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// More than the limit.
@@ -29,7 +31,7 @@ pub enum Direction {
 }
 
 /// What is to be foreseen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
     /// Value that must not be crossed.
     pub value: f64,
@@ -49,7 +51,7 @@ impl Limit {
 }
 
 /// What is foreseen at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forecast {
     /// Probability of a breach within the horizon.
     pub p: f64,
@@ -66,9 +68,9 @@ const SILENCE_S: f64 = 60.0;
 /// Values beyond this in size are taken as this, so that no square overflows.
 const SIZE_MAX: f64 = 1e60;
 
-/// Foresees when one series crosses one limit. 3.3 KiB, and 4.7 KiB more with a season; nothing is
+/// Foresees when one series crosses one limit. 3.5 KiB, and 4.7 KiB more with a season; nothing is
 /// allocated per sample without one.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Forecaster {
     limit: Limit,
     effort: Effort,
@@ -85,7 +87,7 @@ pub struct Forecaster {
 }
 
 /// What became of samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Used.
     pub used: u64,
@@ -95,9 +97,9 @@ pub struct Counts {
     pub discarded: u64,
 }
 
-const _: () = assert!(Forecaster::BYTES <= 3300);
+const _: () = assert!(Forecaster::BYTES <= 3600);
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 enum Model {
     Trend(Box<Pyramid>),
     Season(Season),
@@ -243,7 +245,7 @@ impl Forecaster {
 }
 
 /// Size of the noise, from differences of neighbours, so that a trend does not count.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Noise {
     sigma: f64,
     last: f64,
@@ -264,7 +266,7 @@ impl Noise {
 }
 
 /// The last ten samples.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Recent {
     samples: [f64; 10],
     len: usize,

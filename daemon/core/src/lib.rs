@@ -14,6 +14,7 @@ mod measurement;
 mod series;
 mod slo;
 mod snapshot;
+mod watch;
 mod window;
 
 pub use detector::{DETECTORS, Detector, FEATURES, Refractory, Shift, Shifted, Tail, Threshold, Trigger};
@@ -29,3 +30,4 @@ pub use measurement::{
 pub use series::{Now, State};
 pub use slo::{BURN_WINDOWS, Budget, Burn, Events, Indicator, Objective, SloStatus, good_slot};
 pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, WINDOWS, Window};
+pub use watch::{AnomalyScore, Finding, LimitStatus, Rule, SAVED_VERSION, Saved, Stale, Subject, Watch};

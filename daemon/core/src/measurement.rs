@@ -168,6 +168,12 @@ pub struct TargetReading {
     pub started: u64,
     /// Processes that ended in this period.
     pub exited: u64,
+    /// Resident memory of all of them, bytes; `None` when nobody asked or it cannot be read.
+    #[serde(default)]
+    pub resident_bytes: Option<u64>,
+    /// Their open file descriptors.
+    #[serde(default)]
+    pub descriptors: Option<u64>,
 }
 
 /// One observation above its probe's threshold.
@@ -250,6 +256,8 @@ mod tests {
                 processes: second as usize,
                 started: 1,
                 exited: 0,
+                resident_bytes: Some(4096 * second),
+                descriptors: None,
             }],
             lost: vec![Lost { source: "ring".into(), reason: "full".into(), count: second }],
             cost: Cost { daemon_cpu_ns: 10, rss_bytes: second, maps_bytes: 1 },

@@ -7,6 +7,7 @@ use crate::histogram::Histogram;
 use crate::measurement::{Accounting, Lost, Measurements, Outlier, ProbeReading};
 use crate::slo::{Objective, Tracker};
 use crate::snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus};
+use crate::watch::Watch;
 use crate::window::Sliding;
 
 /// Time, as an argument.
@@ -35,6 +36,7 @@ pub struct State {
     last_ns: u64,
     readings: u64,
     gaps: u64,
+    watch: Watch,
 }
 
 struct Tracked {
@@ -74,7 +76,18 @@ impl State {
             last_ns: 0,
             readings: 0,
             gaps: 0,
+            watch: Watch::default(),
         }
+    }
+
+    /// What learns: its limits, what it has learned.
+    pub fn watch(&mut self) -> &mut Watch {
+        &mut self.watch
+    }
+
+    /// The same, to look at.
+    pub fn watch_ref(&self) -> &Watch {
+        &self.watch
     }
 
     /// The configuration changed: targets that keep their name keep their series and counts, under
@@ -136,6 +149,9 @@ impl State {
         for slo in &mut self.slos {
             slo.add(&self.targets, reading, now_ns);
         }
+        let names: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
+        let now = Now { monotonic_ns: now_ns, ..now };
+        self.watch.step(reading, now, &names, self.outliers.make_contiguous());
         Snapshot {
             wall_ns: now.wall_ns,
             readings: self.readings,
@@ -148,6 +164,11 @@ impl State {
             cost: reading.cost.clone(),
             overhead_cpu_ratio: self.overhead(),
             slos: self.slos.iter().map(Tracker::status).collect(),
+            limits: self.watch.limits(),
+            findings: self.watch.findings(),
+            anomaly_scores: self.watch.scores(),
+            anomaly_unwatched: self.watch.unwatched(),
+            record: self.watch.record().clone(),
         }
     }
 
@@ -371,7 +392,13 @@ mod tests {
         let mut state = State::new(&names(&["engine"]), SECOND);
         let mut with = |processes, started, exited, second| {
             let mut reading = reading(SECOND, vec![row(0, &[1000])]);
-            reading.targets = vec![TargetReading { name: "engine".into(), processes, started, exited }];
+            reading.targets = vec![TargetReading {
+                name: "engine".into(),
+                processes,
+                started,
+                exited,
+                ..TargetReading::default()
+            }];
             state.step(&reading, at(second))
         };
         with(1, 1, 0, 1);

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::forecast::TrackRecord;
 use crate::histogram::{Histogram, Quantile};
 use crate::measurement::{Accounting, Cost, Lost, Outlier, ProbeState};
 use crate::slo::SloStatus;
+use crate::watch::{AnomalyScore, Finding, LimitStatus};
 
 /// Lengths of the windows, seconds, and their names.
 pub const WINDOWS: [(u64, &str); 4] = [(10, "10s"), (60, "1m"), (300, "5m"), (3600, "1h")];
@@ -38,6 +40,16 @@ pub struct Snapshot {
     pub overhead_cpu_ratio: Option<f64>,
     /// Every configured objective, in order.
     pub slos: Vec<SloStatus>,
+    /// Every configured limit, in order.
+    pub limits: Vec<LimitStatus>,
+    /// What was unusual lately and is, oldest first.
+    pub findings: Vec<Finding>,
+    /// How unusual every series is.
+    pub anomaly_scores: Vec<AnomalyScore>,
+    /// Series that are not watched for anomalies, because memory for them is bounded.
+    pub anomaly_unwatched: usize,
+    /// How forecasts have turned out.
+    pub record: TrackRecord,
 }
 
 impl Snapshot {

@@ -2,6 +2,8 @@
 //!
 //! Times are seconds, counters are since start. `null` is "not known", never zero.
 
+pub mod forecast;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -204,15 +206,6 @@ pub struct Outlier {
     pub duration_seconds: f64,
     /// Who ran on the CPU just before, when the probe knows.
     pub culprit: Option<tickscope_core::Culprit>,
-}
-
-/// `/api/v1/forecasts`: there are none until limits can be configured.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Forecasts {
-    /// Limits that are watched.
-    pub limits: usize,
-    /// What is foreseen.
-    pub forecasts: Vec<serde_json::Value>,
 }
 
 /// `/api/v1/slos`

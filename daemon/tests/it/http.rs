@@ -280,3 +280,71 @@ async fn every_verdict_is_200_with_json() {
     server.views.send_modify(|view| view.gates = Arc::new(gate::Watch::new(Vec::new()).statuses()));
     assert!(!server.get("/metrics").await.1.contains("tickscope_gate_verdict{"), "no data, no sample");
 }
+
+#[tokio::test]
+async fn what_is_foreseen_is_a_page_and_metrics() {
+    use tickscope_core::{Direction, Limit, Measurements, Rule, Subject, TargetReading};
+    const SECOND: u64 = 1_000_000_000;
+    let server = Server::start(false).await;
+    let (_, body) = server.get("/api/v1/forecasts").await;
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&json["limits"], &json["record"]["coverage"]), (&0.into(), &serde_json::Value::Null));
+
+    let mut state = State::new(&["engine".to_owned()], SECOND);
+    state.watch().set_limits(vec![Rule {
+        series: "engine/memory".into(),
+        subject: Subject::Memory { target: 0 },
+        limit: Limit {
+            value: 1e9,
+            direction: Direction::Above,
+            horizon_s: 1800.0,
+            step_s: 1.0,
+            period_s: None,
+        },
+    }]);
+    let step = |state: &mut State, second: u64| {
+        let resident_bytes = Some(200_000_000 + 500_000 * second);
+        let target = TargetReading { processes: 1, resident_bytes, ..TargetReading::default() };
+        let reading = Measurements { elapsed_ns: SECOND, targets: vec![target], ..Measurements::default() };
+        state.step(&reading, Now { monotonic_ns: second * SECOND, wall_ns: second * SECOND })
+    };
+    server.publish(step(&mut state, 1));
+    let (_, body) = server.get("/api/v1/forecasts").await;
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(json["forecasts"][0]["state"], "unknown");
+    let (_, metrics) = server.get("/metrics").await;
+    assert!(!metrics.contains("tickscope_forecast_warning{"), "not known is no sample");
+
+    let warned = (2..1600)
+        .map(|second| step(&mut state, second))
+        .find(|snapshot| snapshot.limits[0].forecast.is_some_and(|forecast| forecast.warn));
+    server.publish(warned.expect("it warns before the breach at 1600 s"));
+    let (_, body) = server.get("/api/v1/forecasts").await;
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let forecast = &json["forecasts"][0];
+    assert_eq!((&forecast["state"], &forecast["unit"]), (&"warning".into(), &"bytes".into()));
+    assert!(forecast["text"].as_str().unwrap().starts_with("engine/memory crosses "), "{forecast}");
+    let (_, metrics) = server.get("/metrics").await;
+    for line in [
+        "tickscope_forecast_warning{direction=\"above\",series=\"engine/memory\"} 1",
+        "tickscope_limit_breached{direction=\"above\",series=\"engine/memory\"} 0",
+        "tickscope_forecast_breach_seconds{bound=\"low\",direction=\"above\",series=\"engine/memory\"}",
+        "tickscope_forecast_widening_ratio 1",
+    ] {
+        let reordered = metrics.lines().any(|found| same_metric(found, line));
+        assert!(reordered, "{line} is not in\n{metrics}");
+    }
+}
+
+/// Whether a line has this name, these labels in any order and this value, if one is given.
+fn same_metric(found: &str, wanted: &str) -> bool {
+    let parts = |line: &str| {
+        let (name, rest) = line.split_once('{').or_else(|| line.split_once(' ')).unwrap_or((line, ""));
+        let (labels, value) = rest.split_once('}').unwrap_or(("", rest));
+        let mut labels: Vec<String> = labels.split(',').map(str::to_owned).collect();
+        labels.sort();
+        (name.to_owned(), labels, value.trim().to_owned())
+    };
+    let (found, wanted) = (parts(found), parts(wanted));
+    found.0 == wanted.0 && found.1 == wanted.1 && (wanted.2.is_empty() || found.2 == wanted.2)
+}

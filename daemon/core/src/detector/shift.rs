@@ -5,6 +5,8 @@
 //! al. 2017, arXiv:1509.02237; change in streams: Kifer, Ben-David and Gehrke 2004; clipping: Huber
 //! 1981). Better is not unusual: only positive differences score, and any change of shape.
 
+use serde::{Deserialize, Serialize};
+
 /// Features: mean log slow-down, distance, and how much more often four quantiles are exceeded.
 pub const FEATURES: usize = 6;
 /// The quantiles.
@@ -22,7 +24,7 @@ const COUNT_MIN: u64 = 20;
 const REFERENCES: usize = 2;
 
 /// Scores one histogram over time.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Shift {
     /// Logarithm of a bucket's width.
     width: f64,
@@ -32,7 +34,7 @@ pub struct Shift {
     recent: [Vec<f64>; RECENT.len()],
     /// The last [`DELAY`] ticks' shares and slots, a ring.
     delay: Vec<f32>,
-    delay_slots: [usize; DELAY],
+    delay_slots: Vec<usize>,
     slow: Reference,
     slots: Vec<Slot>,
     slot: usize,
@@ -51,13 +53,13 @@ pub struct Shifted {
     pub d: [f64; FEATURES],
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Reference {
     shares: Vec<f32>,
     n: u64,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Slot {
     reference: Reference,
     scales: Scales,
@@ -67,7 +69,7 @@ struct Slot {
 /// Usual value and size of every difference: `[window][reference][feature]`.
 type Scales = [[[Scale; FEATURES]; REFERENCES]; RECENT.len()];
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Scale {
     mean: f32,
     deviation: f32,
@@ -87,7 +89,7 @@ impl Shift {
             ticks: 0,
             recent: std::array::from_fn(|_| vec![0.0; buckets]),
             delay: vec![0.0; DELAY * buckets],
-            delay_slots: [0; DELAY],
+            delay_slots: vec![0; DELAY],
             slow: reference,
             slots: vec![slot; slots],
             slot: usize::MAX,

@@ -9,6 +9,8 @@
 //! Nominal probabilities are no false-alarm rates: on wandering series they come 17 times a day.
 //! [`super::Threshold`] calibrates them.
 
+use serde::{Deserialize, Serialize};
+
 /// Averages: their gains are 2/(6^k + 1), k from 1.
 const AVERAGES: usize = 4;
 /// Gain of the slow average and of its like.
@@ -35,7 +37,7 @@ pub type Features = u16;
 pub const FEATURES: Features = 0x1ff;
 
 /// Scores one series. 2.6 KiB.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Tail {
     features: Features,
     n: u64,
@@ -136,7 +138,7 @@ fn gain(k: usize, n: f64) -> f64 {
 }
 
 /// The tail of one feature.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Excess {
     n: u64,
     /// Tracks the 1 - [`TAIL`] quantile.
@@ -200,9 +202,10 @@ impl Excess {
 }
 
 /// What is usual in each hour of the week, while that explains more than the slow average.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Profile {
-    hours: Box<[(f32, u16); HOURS]>,
+    /// `hours[h]`: usual value in hour `h` of the week, and how many were seen.
+    hours: Vec<(f32, u16)>,
     hour: usize,
     error: f64,
     error_slow: f64,
@@ -210,7 +213,7 @@ struct Profile {
 
 impl Profile {
     fn new() -> Self {
-        Self { hours: Box::new([(0.0, 0); HOURS]), hour: usize::MAX, error: 0.0, error_slow: 0.0 }
+        Self { hours: vec![(0.0, 0); HOURS], hour: usize::MAX, error: 0.0, error_slow: 0.0 }
     }
 
     /// `x` less the profile, if the profile has proved itself.

@@ -3,6 +3,8 @@
 //! The greatest score of each quarter of an hour, over a week, is extrapolated to the rate that is
 //! allowed (Hill 1975). Taking one score a quarter of an hour makes of neighbouring scores one.
 
+use serde::{Deserialize, Serialize};
+
 /// Seconds of a block.
 const BLOCK_S: f64 = 900.0;
 /// Blocks of a week.
@@ -14,7 +16,7 @@ const START: f64 = 12.0;
 const RANGE: (f64, f64) = (4.0, 40.0);
 
 /// The threshold of one series. 2.7 KiB after a week.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Threshold {
     /// False alarms allowed, a week.
     rate: f64,
@@ -81,7 +83,7 @@ impl Threshold {
 }
 
 /// Whether an episode of one series is open.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Trigger {
     above: u32,
     quiet: u32,

@@ -1,5 +1,7 @@
 //! A series at four time scales: medians of 4, 16, 64 and 256 samples, each with its forecast.
 
+use serde::{Deserialize, Serialize};
+
 use super::normal;
 use super::shape::{BLOCKS, BLOCKS_MIN, Effort, Fit, Fits};
 use super::warning::{Belief, Eta, Hits};
@@ -38,7 +40,7 @@ pub struct Question {
 }
 
 /// All levels. 2.6 KiB.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Pyramid {
     levels: [Level; LEVELS],
 }
@@ -72,7 +74,7 @@ impl Pyramid {
     pub fn gap(&mut self, missing: f64) {
         for level in &mut self.levels {
             level.filled = 0;
-            level.peak = f64::NEG_INFINITY;
+            level.peak = -NONE;
             if missing >= 8.0 * level.block {
                 *level = Level::new(level.block);
             }
@@ -93,7 +95,7 @@ impl Pyramid {
     }
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Level {
     /// Samples in a block.
     block: f64,
@@ -105,7 +107,7 @@ struct Level {
     len: usize,
     /// Blocks ever.
     count: usize,
-    /// Greatest sustained value while the open block filled.
+    /// Greatest sustained value while the open block filled; -[`NONE`] at its start.
     peak: f64,
     /// How far that lies above the block's median, on average: saw-teeth and bursts.
     excess: f64,
@@ -127,7 +129,7 @@ impl Level {
             blocks: [0.0; BLOCKS],
             len: 0,
             count: 0,
-            peak: f64::NEG_INFINITY,
+            peak: -NONE,
             excess: 0.0,
             excess_count: 0.0,
             near: BackTest::new(),
@@ -152,10 +154,10 @@ impl Level {
     }
 
     fn close(&mut self, median: f64, question: &Question) {
-        if self.peak > f64::NEG_INFINITY {
+        if self.peak > -NONE {
             self.excess_count += 1.0;
             self.excess += (1.0 / self.excess_count).max(0.12) * (self.peak - median - self.excess);
-            self.peak = f64::NEG_INFINITY;
+            self.peak = -NONE;
         }
         if self.len == BLOCKS {
             self.blocks.copy_within(1.., 0);
@@ -241,11 +243,15 @@ fn out_of_reach(blocks: &[f64], distance: f64, reach: f64) -> bool {
     distance > 2.0 * reach * steepest
 }
 
+/// No value: what is saved as text has no infinities.
+const NONE: f64 = f64::MAX;
+
 /// Forecasts `AHEAD` blocks ahead, and how wrong they were.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct BackTest<const AHEAD: usize> {
-    /// `pending[c % AHEAD]`: made at block `c`; NaN when none was made.
-    pending: [f32; AHEAD],
+    /// `pending[c % AHEAD]`: made at block `c`, or [`NONE`].
+    #[serde(with = "fixed")]
+    pending: [f64; AHEAD],
     /// 70 % quantile of the absolute error.
     error: f64,
     /// Errors seen.
@@ -254,16 +260,16 @@ struct BackTest<const AHEAD: usize> {
 
 impl<const AHEAD: usize> BackTest<AHEAD> {
     fn new() -> Self {
-        Self { pending: [f32::NAN; AHEAD], error: 0.0, errors: 0 }
+        Self { pending: [NONE; AHEAD], error: 0.0, errors: 0 }
     }
 
     /// Block number `count` has come. The quantile follows by steps of its own size.
     fn compare(&mut self, count: usize, came: f64) {
-        let forecast = std::mem::replace(&mut self.pending[count % AHEAD], f32::NAN);
-        let error = (came - f64::from(forecast)).abs();
-        if error.is_nan() {
+        let forecast = std::mem::replace(&mut self.pending[count % AHEAD], NONE);
+        if forecast >= NONE {
             return;
         }
+        let error = (came - forecast).abs();
         self.errors = self.errors.saturating_add(1);
         if self.errors == 1 {
             self.error = error;
@@ -275,7 +281,7 @@ impl<const AHEAD: usize> BackTest<AHEAD> {
     }
 
     fn forecast(&mut self, count: usize, value: f64) {
-        self.pending[count % AHEAD] = value as f32;
+        self.pending[count % AHEAD] = value;
     }
 }
 
@@ -370,5 +376,20 @@ impl Grid<'_> {
             if self.crossing.above(mid) >= level { high = mid } else { low = mid }
         }
         high
+    }
+}
+
+/// Arrays of any length, which serde does not know.
+mod fixed {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer, const N: usize>(array: &[f64; N], to: S) -> Result<S::Ok, S::Error> {
+        array.as_slice().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, const N: usize>(from: D) -> Result<[f64; N], D::Error> {
+        let values = Vec::<f64>::deserialize(from)?;
+        values.try_into().map_err(|_| D::Error::custom(format!("not {N} values")))
     }
 }

@@ -111,7 +111,7 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
 }
 
 /// What has been said about one limit and is not yet known to be right or wrong.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Pending {
     warned_since: Option<f64>,
     /// A warning that ended without a breach counts as false from this time on.

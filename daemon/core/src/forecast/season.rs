@@ -9,7 +9,7 @@ const BUCKETS: usize = 120;
 const HIT: f64 = 0.6;
 
 /// The profile of a period and how it grows. 4.7 KiB.
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 pub struct Season {
     /// Samples in a bucket.
     width: f64,
@@ -24,7 +24,7 @@ pub struct Season {
     belief: Option<Belief>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 struct Bucket {
     /// At its latest visit.
     value: f64,

@@ -19,7 +19,7 @@ const GROWTHS: [f64; 6] = [-6.0, -3.0, -1.5, 1.5, 3.0, 5.0];
 const EXPONENT_MAX: f64 = 200.0;
 
 /// How many shapes are tried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Effort {
     /// 34.
     #[default]

@@ -1,7 +1,9 @@
 //! From a probability to a warning that neither flaps nor cries wolf.
 
+use serde::{Deserialize, Serialize};
+
 /// When a limit is crossed: quantiles of the time until then. Samples inside, seconds outside.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eta {
     /// 10 % quantile.
     pub low: f64,
@@ -30,7 +32,7 @@ impl Eta {
 }
 
 /// What is believed at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Belief {
     /// Probability of a breach within the horizon.
     pub p: f64,
@@ -41,7 +43,7 @@ pub struct Belief {
 }
 
 /// Forecasts in a row that were likely enough.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Hits(u32);
 
 impl Hits {
@@ -73,7 +75,7 @@ const QUIET_OUTPUTS: u32 = 3;
 const FORGET: f64 = 0.99995;
 
 /// The warning of one series.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Warning {
     on: bool,
     quiet: u32,
@@ -81,7 +83,7 @@ pub struct Warning {
 }
 
 /// False alarms that are remembered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Reputation {
     /// How many, faded.
     missed: f64,
