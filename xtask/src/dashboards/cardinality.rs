@@ -64,10 +64,11 @@ fn own(reference: &str, targets: usize, slos: usize) -> Result<usize> {
                 "reason" if labels.contains(&"source") => 1,
                 "reason" => REASONS.len(),
                 // None is configured here.
-                "gate" | "kpi" | "quantile" | "series" => 0,
+                "gate" | "kpi" | "quantile" | "series" | "direction" | "detector" => 0,
                 // Three ways to lose in the ring and one in programs; four verdicts.
                 "source" | "verdict" => 4,
                 "bound" => 3,
+                "outcome" | "warned" => 2,
                 other => bail!("METRICS.md has a label `{other}`: say here how many values it has"),
             };
         }
