@@ -4,7 +4,6 @@
 //! once and prints one line of JSON with what its own clock says. Between lines every thread of it
 //! is blocked, so whoever drives it can take counters at rest.
 
-use std::fs;
 use std::hint::black_box;
 use std::io::{BufRead, Read, Write, stdin, stdout};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +15,6 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use rustix::thread::{CpuSet, disable_transparent_huge_pages, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
 use serde_json::json;
 
 /// Does work with known answers, once for every line on standard input.
@@ -86,15 +84,10 @@ fn once(work: &Work) -> Result<serde_json::Value> {
             }
             Ok(json!({ "count": count, "sum_ns": began.elapsed().as_nanos() as u64 }))
         }
-        Work::Compete { cpu, millis } => {
-            let other = thread::spawn(move || spin(cpu, millis));
-            let mine = spin(cpu, millis)?;
-            let others = other.join().expect("it does not panic")?;
-            Ok(json!(mine.and(&others)))
-        }
+        Work::Compete { cpu, millis } => compete(cpu, millis),
         Work::Spin { cpu, millis } => {
-            let alone = thread::spawn(move || spin(cpu, millis)).join().expect("it does not panic")?;
-            Ok(json!(alone))
+            let off_cpu = thread::spawn(move || spin(cpu, millis)).join().expect("it does not panic")?;
+            Ok(json!({ "off_cpu_ns": off_cpu.as_nanos() as u64 }))
         }
         Work::Touch { pages } => {
             // A huge page would be one fault for many pages.
@@ -162,47 +155,35 @@ fn sleep(count: u32, micros: u64, cpu: Option<usize>, compete: bool) -> Result<s
     answer
 }
 
-/// What kept threads that computed from the CPU.
-#[derive(Serialize)]
-struct Kept {
-    /// How often they lost it, as the kernel counts.
-    involuntary: u64,
-    /// Their time without it.
-    off_cpu_ns: u64,
-}
-
-impl Kept {
-    fn and(&self, other: &Self) -> Self {
-        Self {
-            involuntary: self.involuntary + other.involuntary,
-            off_cpu_ns: self.off_cpu_ns + other.off_cpu_ns,
+fn compete(cpu: usize, millis: u64) -> Result<serde_json::Value> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        drop(sender.send(spin(cpu, millis)));
+        // It stays, blocked, so that the kernel's counters of it can still be read.
+        loop {
+            thread::park();
         }
-    }
+    });
+    let off_cpu = spin(cpu, millis)? + receiver.recv()??;
+    Ok(json!({ "off_cpu_ns": off_cpu.as_nanos() as u64 }))
 }
 
-/// Computes until it has had `millis` of the CPU's time, however long that takes.
-fn spin(cpu: usize, millis: u64) -> Result<Kept> {
+/// Computes until it has had `millis` of the CPU's time, however long that takes; the time without.
+fn spin(cpu: usize, millis: u64) -> Result<Duration> {
     stay_on(cpu)?;
-    let (before, began, first) = (involuntary_switches()?, Instant::now(), thread_cpu_time());
+    let (began, first) = (Instant::now(), thread_cpu_time());
     let wanted = Duration::from_millis(millis);
     let mut used = Duration::ZERO;
     while used < wanted {
         black_box((0..10_000u64).fold(0, |sum, i| sum ^ i));
         used = thread_cpu_time().saturating_sub(first);
     }
-    let off_cpu = began.elapsed().saturating_sub(used);
-    Ok(Kept { involuntary: involuntary_switches()? - before, off_cpu_ns: off_cpu.as_nanos() as u64 })
+    Ok(began.elapsed().saturating_sub(used))
 }
 
 fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-fn involuntary_switches() -> Result<u64> {
-    let status = fs::read_to_string("/proc/thread-self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
-    Ok(line.context("the kernel counts switches")?.trim().parse()?)
 }
 
 fn threads(count: u32) -> serde_json::Value {

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -78,19 +79,27 @@ impl Load {
         line.trim().to_owned()
     }
 
-    /// Waits until every thread of it is blocked.
+    /// Waits until every thread of it is blocked: it says that it sleeps, and has left its CPU, which
+    /// can be later (the kernel waits for that before it tells a thread's system call) and is when
+    /// the kernel counts the switch.
     fn rest(&self) {
         let end = Instant::now() + Duration::from_secs(10);
-        while !self.threads().all(|stat| stat.contains(") S ")) {
+        let asleep = |task: PathBuf| {
+            // A thread that has ended meanwhile is at rest.
+            let Ok(stat) = fs::read_to_string(task.join("stat")) else { return true };
+            let runs = fs::read_to_string(task.join("syscall")).is_ok_and(|call| call.starts_with("running"));
+            stat.contains(") S ") && !runs
+        };
+        while !self.threads().all(asleep) {
             assert!(Instant::now() < end, "tickscope-load does not come to rest");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn threads(&self) -> impl Iterator<Item = String> {
+    fn threads(&self) -> impl Iterator<Item = PathBuf> {
         fs::read_dir(format!("/proc/{}/task", self.pid()))
             .expect("it runs")
-            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok())
+            .filter_map(|entry| Some(entry.ok()?.path()))
     }
 
     /// The kernel's counters of it now.

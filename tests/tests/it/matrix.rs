@@ -194,20 +194,24 @@ fn switches() {
     watch.assert_accounted();
 }
 
-/// The threads ask the kernel how often each lost the CPU while it computed. Besides, they can lose
-/// it when they start and end. (Where a kernel does not report every switch, the loss is seen and
-/// discarded.)
+/// Two threads take the CPU from each other, as often as the kernel counts.
 fn preemptions() {
     let mut load = Load::start("compete 1 300");
     let mut watch = Watch::start(&load.rule(), &["preempted"]);
-    let answer = load.once();
+    let before = load.kernel();
+    load.once();
     watch.read();
-    let lost = answer["involuntary"].as_u64().expect("it prints it");
+    let lost = load.kernel().involuntary - before.involuntary;
     let seen = watch.seen("preempted");
     assert!(lost > 0, "two threads on one CPU");
-    assert!((lost..=lost + 10).contains(&seen), "{}; the kernel: {lost}", watch.told("preempted"));
-    assert!(watch.discarded("preempted", "overwritten") * 50 <= seen, "{}", watch.told("preempted"));
+    assert!(seen.abs_diff(lost) <= unreported(lost), "{}; the kernel: {lost}", watch.told("preempted"));
     watch.assert_accounted();
+}
+
+/// How many of so many switches a kernel may leave out: none that we test, but some hosts' do
+/// (ARCHITECTURE.md, decision 4).
+fn unreported(switches: u64) -> u64 {
+    if kernel().is_some() { 0 } else { switches / 50 }
 }
 
 /// Every nap blocks, unless its timer fires before the thread has left the CPU; then that wake-up is
@@ -219,9 +223,7 @@ fn naps() {
     watch.read();
     let naps = watch.histogram("offcpu", "sleep").count();
     let unslept = watch.filtered("offcpu") + watch.discarded("runqueue", "overwritten");
-    // A kernel of a host may not report every switch (ARCHITECTURE.md, decision 4).
-    let unreported = if kernel().is_some() { 0 } else { 4 };
-    let good = naps <= 200 && naps + unslept + unreported >= 200;
+    let good = naps <= 200 && naps + unslept + unreported(200) >= 200;
     assert!(good, "{}; {}", watch.told("offcpu"), watch.told("runqueue"));
     watch.assert_accounted();
 }
