@@ -39,6 +39,11 @@ impl Targets {
 
     /// The first target whose rule the process fulfils. `None` also when it has just ended.
     pub fn find(&self, tgid: u32) -> Option<usize> {
+        // One that has ended keeps its name until its parent asks for it, and is nobody's.
+        let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
+        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')) {
+            return None;
+        }
         self.rules.iter().position(|target| fulfils(&target.matching, tgid).unwrap_or(false))
     }
 
