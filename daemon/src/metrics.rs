@@ -56,14 +56,10 @@ pub const OWN: &[Own] = &[
         kind: Gauge,
         labels: &["probe", "state"],
         samples: |input| {
-            probes(input)
-                .flat_map(|(name, status)| {
-                    ProbeState::ALL.map(|state| {
-                        let labels = vec![name.to_owned(), state.name().to_owned()];
-                        (labels, f64::from(u8::from(status.state == state)))
-                    })
-                })
-                .collect()
+            let of = |(name, status): (&str, &ProbeStatus)| {
+                state_set(name, ProbeState::ALL, ProbeState::name, status.state)
+            };
+            probes(input).flat_map(of).collect()
         },
     },
     Own {
@@ -171,12 +167,8 @@ pub const OWN: &[Own] = &[
         kind: Gauge,
         labels: &["gate", "verdict"],
         samples: |input| {
-            let of = |status: &Status| {
-                let (name, is) = (status.name.clone(), status.report.verdict);
-                Verdict::ALL.map(|verdict| {
-                    (vec![name.clone(), verdict.name().to_owned()], f64::from(u8::from(verdict == is)))
-                })
-            };
+            let of =
+                |status: &Status| state_set(&status.name, Verdict::ALL, Verdict::name, status.report.verdict);
             input.gates.iter().flat_map(of).collect()
         },
     },
@@ -319,13 +311,8 @@ pub const OWN: &[Own] = &[
         kind: Gauge,
         labels: &["slo", "state"],
         samples: |input| {
-            let states = input.snapshot.slos.iter().flat_map(|slo| {
-                Budget::ALL.map(|state| {
-                    let labels = vec![slo.objective.name.clone(), state.name().to_owned()];
-                    (labels, f64::from(u8::from(slo.budget == state)))
-                })
-            });
-            states.collect()
+            let of = |slo: &SloStatus| state_set(&slo.objective.name, Budget::ALL, Budget::name, slo.budget);
+            input.snapshot.slos.iter().flat_map(of).collect()
         },
     },
     Own {
@@ -486,6 +473,16 @@ pub fn reference() -> String {
         text += &format!("| `{}` | {kind} | {} | {} |\n", own.name, labels.join(", "), own.help);
     }
     text
+}
+
+/// A sample for every state that `of` can be in: 1 for the one it is in, 0 for the others.
+fn state_set<S: Copy + PartialEq, const N: usize>(
+    of: &str,
+    all: [S; N],
+    name: fn(S) -> &'static str,
+    is: S,
+) -> [Sample; N] {
+    all.map(|state| (vec![of.to_owned(), name(state).to_owned()], f64::from(u8::from(state == is))))
 }
 
 fn one(value: f64) -> Vec<Sample> {
