@@ -39,12 +39,8 @@ impl Targets {
 
     /// The first target whose rule the process fulfils. `None` also when it has just ended.
     pub fn find(&self, tgid: u32) -> Option<usize> {
-        // One that has ended keeps its name until its parent asks for it, and is nobody's.
-        let stat = fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
-        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')) {
-            return None;
-        }
-        self.rules.iter().position(|target| fulfils(&target.matching, tgid).unwrap_or(false))
+        let target = self.rules.iter().position(|target| fulfils(&target.matching, tgid).unwrap_or(false))?;
+        (!has_ended(tgid)).then_some(target)
     }
 
     /// Whether the kernel side can decide all rules at exec.
@@ -148,6 +144,12 @@ fn fulfils(rule: &Match, tgid: u32) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether a process is no more than its exit code: it keeps its name until its parent asks for that.
+fn has_ended(tgid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tgid}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
 /// Paths in `/proc/PID/cgroup`, of every hierarchy: `0::/path` (v2), `N:controllers:/path` (v1).
 fn paths(groups: &str) -> impl Iterator<Item = &str> {
     groups.lines().filter_map(|line| line.splitn(3, ':').nth(2))
@@ -236,6 +238,24 @@ mod tests {
         assert!(descriptors(pid).unwrap() >= before + 40, "other tests may close theirs");
         drop(files);
         assert!(resident_bytes(u32::MAX).is_err() && descriptors(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_no_targets_though_its_parent_has_not_asked() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let matching = Match { pid: Some(pid), ..Match::default() };
+        let targets = Targets::new(&[Target { name: "a".into(), matching }]);
+        assert_eq!(targets.find(pid), Some(0));
+        drop(child.stdin.take());
+        // Waits for the end, and leaves the process to be waited for.
+        let id = rustix::process::WaitId::Pid(rustix::process::Pid::from_child(&child));
+        let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(id, options).unwrap().unwrap();
+        assert!(Path::new("/proc").join(pid.to_string()).exists());
+        assert_eq!(targets.find(pid), None);
+        child.wait().unwrap();
     }
 
     #[test]
