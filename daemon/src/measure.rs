@@ -207,6 +207,9 @@ impl Worker {
     }
 
     fn reload(&mut self, config: Config) -> Result<(), SourceError> {
+        // What the old source has seen goes to the old targets.
+        self.read();
+        self.snapshot();
         // The new source counts before the old one stops.
         self.source = Source::start(&config)?;
         self.state.retarget(&names(&config), config.interval.as_nanos() as u64);
