@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tickscope_core::length;
 
 use crate::exporter::json::forecast::{Forecasts, quantity};
 use crate::exporter::json::{Recent, Series, Snapshot, Status};
@@ -194,34 +195,4 @@ fn row(page: &mut String, series: &Series, recent: &Recent) {
             100.0 * recent.sum_seconds / recent.covered_seconds,
         ),
     );
-}
-
-/// A length of time with three digits and its unit.
-pub fn length(seconds: f64) -> String {
-    let (value, unit) = match seconds {
-        s if s < 1e-6 => (s * 1e9, "ns"),
-        s if s < 1e-3 => (s * 1e6, "µs"),
-        s if s < 1.0 => (s * 1e3, "ms"),
-        s => (s, "s"),
-    };
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.digits$} {unit}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lengths_have_three_digits() {
-        for (seconds, text) in [
-            (6e-8, "60.0 ns"),
-            (1.234e-6, "1.23 µs"),
-            (123.4e-6, "123 µs"),
-            (0.0204, "20.4 ms"),
-            (1.5, "1.50 s"),
-        ] {
-            assert_eq!(length(seconds), text);
-        }
-    }
 }

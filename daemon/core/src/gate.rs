@@ -23,9 +23,11 @@ mod watch;
 
 use std::collections::VecDeque;
 
+use crate::text::percentile;
+
 pub use bucket::Buckets;
 pub use constant::{FAIL_MARGIN, QUANTILES, RESOURCE_MARGIN};
-pub use report::{Action, Report, Row, Verdict, percentile};
+pub use report::{Action, Report, Row, Verdict};
 pub use resource::Direction;
 pub use watch::{Builds, Spec, Status, Watch, Watched};
 

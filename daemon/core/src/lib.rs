@@ -14,6 +14,7 @@ mod measurement;
 mod series;
 mod slo;
 mod snapshot;
+mod text;
 mod watch;
 mod window;
 
@@ -30,4 +31,5 @@ pub use measurement::{
 pub use series::{Now, State};
 pub use slo::{BURN_WINDOWS, Budget, Burn, Events, Indicator, Objective, SloStatus, good_slot};
 pub use snapshot::{Key, ProbeStatus, Series, Snapshot, TargetStatus, WINDOWS, Window};
+pub use text::{length, percentile};
 pub use watch::{AnomalyScore, Finding, LimitStatus, Rule, SAVED_VERSION, Saved, Stale, Subject, Watch};

@@ -6,7 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use tickscope_common::catalog::PROBES;
-use tickscope_core::gate::{Policy, QUANTILES, Spec, Watched, percentile};
+use tickscope_core::gate::{Policy, QUANTILES, Spec, Watched};
+use tickscope_core::percentile;
 use toml::Spanned;
 
 use super::{Config, ProbeName, custom, duration, name, percentage};

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tickscope_core::gate::{Verdict, percentile};
+use tickscope_core::gate::Verdict;
+use tickscope_core::{length, percentile};
 
 use super::{GateError, feed};
 use crate::control;
@@ -204,7 +205,7 @@ fn text(gate: &Gate) -> String {
     for row in &gate.kpis {
         let name = row.quantile.map_or_else(|| row.kpi.clone(), |q| format!("{} {}", row.kpi, percentile(q)));
         let value = |value: Option<f64>| match value {
-            Some(value) if row.quantile.is_some() => crate::top::length(value),
+            Some(value) if row.quantile.is_some() => length(value),
             Some(value) => format!("{value:.4}"),
             None => "-".into(),
         };

@@ -102,32 +102,9 @@ pub struct Row {
     pub canary_count: u64,
 }
 
-/// `q` as people say it: p50, p99, p99.9.
-pub fn percentile(q: f64) -> String {
-    let percent = format!("{:.4}", q * 100.0);
-    format!("p{}", percent.trim_end_matches('0').trim_end_matches('.'))
-}
-
-/// A length of time with three digits and its unit.
-pub fn seconds(value: f64) -> String {
-    let (value, unit) = match value {
-        s if s < 1e-6 => (s * 1e9, "ns"),
-        s if s < 1e-3 => (s * 1e6, "µs"),
-        s if s < 1.0 => (s * 1e3, "ms"),
-        s => (s, "s"),
-    };
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.digits$} {unit}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_as_people_say_them() {
-        assert_eq!([0.5, 0.99, 0.999, 0.9999].map(percentile), ["p50", "p99", "p99.9", "p99.99"]);
-    }
 
     #[test]
     fn only_a_pass_promotes_and_only_a_fail_rolls_back() {

@@ -2,9 +2,10 @@
 
 use super::constant::ERROR_MARGIN;
 use super::latency::Step;
-use super::report::{Row, Verdict, percentile, seconds};
+use super::report::{Row, Verdict};
 use super::track::Track;
 use super::{Buckets, Judge, Kpi};
+use crate::text::{length, percentile};
 
 /// Standard deviations of a 95 % interval.
 const INTERVAL: f64 = 1.96;
@@ -99,7 +100,7 @@ impl Judge {
                 let q = track.quantile.q;
                 let values = match (step.baseline.quantile(q), step.canary.quantile(q)) {
                     (Some(baseline), Some(canary)) if canary > baseline => {
-                        format!("is {} against {}", seconds(canary), seconds(baseline))
+                        format!("is {} against {}", length(canary), length(baseline))
                     }
                     _ => "has more above the baseline's than it should".into(),
                 };

@@ -3,10 +3,9 @@
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
-use tickscope_core::{Direction, LimitStatus, PROMISE};
+use tickscope_core::{Direction, LimitStatus, PROMISE, length};
 
 use crate::exporter::Input;
-use crate::top::length;
 
 /// `/api/v1/forecasts`
 #[derive(Debug, Serialize, Deserialize)]
