@@ -1,51 +1,33 @@
 //! The gate over real processes: two loads, the running kernel, the built daemon.
 
-use std::io::Write;
-use std::process::{Child, Command, Stdio};
-
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::daemon::{Daemon, program, tickscope, wait_for};
+use crate::daemon::{Daemon, tickscope, wait_for};
+use crate::load::Load;
 use crate::privileged;
 
-/// Sleeps `micros` again and again; killed when dropped.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn start(micros: &str) -> Self {
-        let mut child = Command::new(program("tickscope-load"))
-            .args(["sleep", "100000000", micros])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        child.stdin.as_mut().expect("it is piped").write_all(b"\n").expect("it listens");
-        Self(child)
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
+/// Sleeps `micros` again and again.
+fn sleeper(micros: &str) -> Load {
+    let mut load = Load::start(&["sleep", "100000000", micros]);
+    load.begin();
+    load
 }
 
 struct Gated {
     daemon: Daemon,
     directory: TempDir,
-    _loads: [Sleeper; 2],
+    _loads: [Load; 2],
 }
 
 impl Gated {
     /// With room for builds that are not optimized: a probe that is shed is a gate that holds.
     /// Blue sleeps for 1 ms, green for `micros`; a gate compares how long they are off the CPU.
     fn start(micros: &str) -> Self {
-        let loads = [Sleeper::start("1000"), Sleeper::start(micros)];
+        let loads = [sleeper("1000"), sleeper(micros)];
         let directory = TempDir::new().expect("a temporary directory");
-        let target = |name: &str, load: &Sleeper| {
-            format!("[[target]]\nname = \"{name}\"\nmatch = {{ pid = {} }}\n", load.0.id())
+        let target = |name: &str, load: &Load| {
+            format!("[[target]]\nname = \"{name}\"\nmatch = {{ pid = {} }}\n", load.pid())
         };
         let config = format!(
             "[budget]\ncpu = \"50%\"\n[listen]\ncontrol = \"{}\"\n{}{}[[gate]]\nname = \"engine\"\nbaseline = \"blue\"\ncanary = \"green\"\n\

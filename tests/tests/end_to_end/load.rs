@@ -28,9 +28,19 @@ impl Load {
         load
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Begins to do the work once.
+    pub fn begin(&mut self) {
+        self.input.write_all(b"\n").expect("it listens");
+    }
+
     /// Does the work once.
     pub fn go(&mut self) {
-        self.input.write_all(b"\n").expect("it listens");
+        self.begin();
         self.line();
     }
 
